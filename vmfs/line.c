@@ -1,0 +1,311 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A client of a unix stream socket. The peer is not trusted: what it sends and what it leaves
+ * unread are both bounded. A Line whose callback frees it lives on until the handler has returned.
+ * Loop thread only.
+ */
+#include "vmfs/line.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "vmfs/err.h"
+#include "vmfs/loop.h"
+
+#define READ_CHUNK (16u << 10)
+#define READ_BUDGET 16		/* chunks a turn, so that one peer does not keep out the others */
+#define MAX_OUT (4u << 20)
+#define CONNECT_TRIES 10	/* while the backlog is full: 10, 20, 40... ms, some 10 s in all */
+
+struct Line {
+	const LineOps *ops;
+	void *arg;
+	struct sockaddr_un addr;
+	size_t max_line;
+	int fd; /* owned by watch */
+	Watch *watch;
+	Timer *timer; /* next try to connect, or the report of a failure */
+	unsigned tries;
+	GError *failure;
+	GByteArray *in, *out;
+	size_t scanned;	 /* bytes of in known to hold no line end */
+	size_t out_done; /* bytes of out already sent */
+	unsigned busy;	 /* callbacks under way */
+	bool over, freed;
+};
+
+static void destroy(Line *l)
+{
+	g_byte_array_unref(l->in);
+	g_byte_array_unref(l->out);
+	g_clear_error(&l->failure);
+	g_free(l);
+}
+
+static void enter(Line *l)
+{
+	l->busy++;
+}
+
+/* False when the line was freed in the meantime. */
+static bool leave(Line *l)
+{
+	const bool freed = l->freed;
+
+	if (--l->busy == 0 && freed)
+		destroy(l);
+	return !freed;
+}
+
+/* Close, and tell the owner (within an enter/leave pair). */
+static void finish(Line *l, GError *take)
+{
+	g_autoptr(GError) err = take;
+
+	if (l->over)
+		return;
+	l->over = true;
+	watch_stop(&l->watch, true);
+	timer_stop(&l->timer);
+	g_byte_array_set_size(l->out, 0);
+	l->out_done = 0;
+	if (!l->freed)
+		l->ops->closed(l->arg, err);
+}
+
+/* False when the line is over. */
+static bool deliver_lines(Line *l)
+{
+	size_t start = 0;
+
+	while (!l->over) {
+		char *data = (char *)l->in->data;
+		char *end = memchr(data + l->scanned, '\n', l->in->len - l->scanned);
+		if (!end)
+			break;
+		const size_t next = (size_t)(end - data) + 1;
+		size_t len = next - 1 - start;
+		if (len > l->max_line)
+			break;
+		if (len > 0 && end[-1] == '\r')
+			len--;
+		data[start + len] = '\0';
+		l->ops->line(l->arg, data + start, len);
+		start = l->scanned = next;
+	}
+	if (l->over || l->freed)
+		return false;
+	if (start)
+		g_byte_array_remove_range(l->in, 0, (guint)start);
+	l->scanned = l->in->len;
+	if (l->in->len > l->max_line) {
+		finish(l, err_new(EMSGSIZE, "a line of more than %zu bytes", l->max_line));
+		return false;
+	}
+	return true;
+}
+
+static bool deliver(Line *l, const char *buf, size_t len)
+{
+	if (l->max_line) {
+		g_byte_array_append(l->in, (const guint8 *)buf, (guint)len);
+		return deliver_lines(l);
+	}
+	l->ops->data(l->arg, buf, len);
+	return !l->over && !l->freed;
+}
+
+static void read_some(Line *l)
+{
+	char buf[READ_CHUNK];
+
+	for (int budget = READ_BUDGET; budget > 0; budget--) {
+		const ssize_t n = recv(l->fd, buf, sizeof(buf), MSG_DONTWAIT);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN)
+			return;
+		if (n < 0) {
+			finish(l, err_new(errno, "%s", g_strerror(errno)));
+			return;
+		}
+		if (n == 0) {
+			finish(l, err_new(ECONNRESET, "connection closed"));
+			return;
+		}
+		if (!deliver(l, buf, (size_t)n))
+			return;
+		if ((size_t)n < sizeof(buf))
+			return;
+	}
+}
+
+static void want(Line *l)
+{
+	if (l->watch)
+		watch_events(l->watch, line_queued(l) ? UV_READABLE | UV_WRITABLE : UV_READABLE);
+}
+
+static void write_some(Line *l)
+{
+	const bool was_full = line_queued(l) != 0;
+
+	while (line_queued(l)) {
+		const ssize_t n = send(l->fd, l->out->data + l->out_done, line_queued(l),
+				       MSG_DONTWAIT | MSG_NOSIGNAL);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN)
+			break;
+		if (n < 0) {
+			/* What the peer said before it went is still to be read: that ends it. */
+			g_byte_array_set_size(l->out, 0);
+			l->out_done = 0;
+			break;
+		}
+		l->out_done += (size_t)n;
+	}
+	if (!line_queued(l)) {
+		g_byte_array_set_size(l->out, 0);
+		l->out_done = 0;
+	}
+	want(l);
+	if (was_full && !line_queued(l) && l->ops->drained)
+		l->ops->drained(l->arg);
+}
+
+static void ready(void *arg, int status, int events)
+{
+	Line *l = arg;
+
+	enter(l);
+	if (status == 0 && (events & UV_WRITABLE))
+		write_some(l);
+	/* After an error there may still be something to read, and recv() knows what happened. */
+	if (!l->over && !l->freed && (status < 0 || (events & UV_READABLE)))
+		read_some(l);
+	if (!l->over && !l->freed && status < 0)
+		finish(l, err_new(ECONNRESET, "connection lost"));
+	leave(l);
+}
+
+static void report_failure(void *arg)
+{
+	Line *l = arg;
+
+	l->timer = NULL;
+	enter(l);
+	finish(l, g_steal_pointer(&l->failure));
+	leave(l);
+}
+
+static void fail_later(Line *l, int code)
+{
+	l->failure = err_new(code, "%s", g_strerror(code));
+	l->timer = timer_start(0, report_failure, l);
+}
+
+static void try_connect(void *arg)
+{
+	Line *l = arg;
+
+	l->timer = NULL;
+	const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0) {
+		fail_later(l, errno);
+		return;
+	}
+	if (connect(fd, (const struct sockaddr *)&l->addr, sizeof(l->addr)) == 0) {
+		l->fd = fd;
+		l->watch = watch_start(fd, UV_READABLE, ready, l);
+		enter(l);
+		write_some(l);
+		leave(l);
+		return;
+	}
+	const int code = errno;
+	close(fd);
+	/* A full backlog is the one thing that passes, and there is no event for it. */
+	if (code == EAGAIN && l->tries < CONNECT_TRIES)
+		l->timer = timer_start(10u << l->tries++, try_connect, l);
+	else
+		fail_later(l, code == EAGAIN ? ETIMEDOUT : code);
+}
+
+Line *line_connect(const char *path, size_t max_line, const LineOps *ops, void *arg)
+{
+	Line *l = g_new0(Line, 1);
+
+	l->ops = ops;
+	l->arg = arg;
+	l->max_line = max_line;
+	l->fd = -1;
+	l->in = g_byte_array_new();
+	l->out = g_byte_array_new();
+	l->addr.sun_family = AF_UNIX;
+	if (strlen(path) >= sizeof(l->addr.sun_path)) {
+		fail_later(l, ENAMETOOLONG);
+		return l;
+	}
+	strcpy(l->addr.sun_path, path);
+	try_connect(l);
+	return l;
+}
+
+static void overflow(void *arg)
+{
+	Line *l = arg;
+
+	l->timer = NULL;
+	enter(l);
+	finish(l, err_new(ENOBUFS, "the peer does not read"));
+	leave(l);
+}
+
+void line_send(Line *l, const void *data, size_t len)
+{
+	if (l->over || l->freed || !len)
+		return;
+	const bool idle = !line_queued(l);
+	if (line_queued(l) + len > MAX_OUT) {
+		if (!l->timer)
+			l->timer = timer_start(0, overflow, l);
+		return;
+	}
+	if (l->out_done > l->out->len / 2) {
+		g_byte_array_remove_range(l->out, 0, (guint)l->out_done);
+		l->out_done = 0;
+	}
+	g_byte_array_append(l->out, data, (guint)len);
+	if (!idle || !l->watch)
+		return;
+	/* Try at once; drained() is for those who were told that it did not all fit. */
+	const ssize_t n = send(l->fd, l->out->data, l->out->len, MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (n > 0)
+		l->out_done = (size_t)n;
+	if (!line_queued(l)) {
+		g_byte_array_set_size(l->out, 0);
+		l->out_done = 0;
+	}
+	want(l);
+}
+
+size_t line_queued(const Line *l)
+{
+	return l->out->len - l->out_done;
+}
+
+void line_free(Line *l)
+{
+	if (!l)
+		return;
+	watch_stop(&l->watch, true);
+	timer_stop(&l->timer);
+	l->over = true;
+	l->freed = true;
+	if (!l->busy)
+		destroy(l);
+}
