@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * spec.yaml: text to an immutable, counted structure, and the questions that are asked of it. No
+ * policy and no I/O here; only loop thread code takes references, the fields may be read anywhere.
+ */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SPEC_MAX_TEXT (256u << 10)  /* bytes of a document */
+#define SPEC_MAX_DEPTH 16
+#define SPEC_MAX_ITEMS 64	    /* disks, nics, ports of a nic, each */
+#define SPEC_MAX_CPUS 1024
+#define SPEC_MAX_MEMORY (64ull << 40)
+
+typedef enum SpecAccel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG } SpecAccel;
+typedef enum SpecFirmware { FIRMWARE_BIOS, FIRMWARE_UEFI } SpecFirmware;
+typedef enum SpecMachine { MACHINE_Q35, MACHINE_MICROVM } SpecMachine;
+
+typedef struct SpecDisk {
+	char *name;
+	char *image;   /* base of a private overlay: a path; or NULL */
+	char *file;    /* that file itself: a path; or NULL. One of image and file is set */
+	char *format;  /* "raw", "qcow2" or NULL: not given */
+	uint64_t size; /* bytes; 0: as large as the image */
+	bool readonly;
+} SpecDisk;
+
+typedef struct SpecPort {
+	char *address;	     /* host address to listen on, "127.0.0.1" unless given */
+	uint16_t host_port;  /* 0: the system picks */
+	uint16_t guest_port;
+	bool udp;
+} SpecPort;
+
+typedef struct SpecNic {
+	char *name;
+	char *network;	  /* "user" */
+	char *mac;	  /* or NULL: derived from the VM's id */
+	GPtrArray *ports; /* of SpecPort */
+} SpecNic;
+
+typedef struct Spec {
+	unsigned refs;
+	GBytes *text;	/* the user's own document */
+	char *backend;	/* or NULL: the first usable */
+	unsigned cpus;
+	uint64_t memory; /* bytes, a multiple of 1 MiB */
+	SpecAccel accel;
+	SpecMachine machine;
+	SpecFirmware firmware;
+	char *kernel, *initrd, *cmdline; /* kernel NULL: boot the first disk */
+	GPtrArray *disks, *nics;	 /* in the order of the document */
+	uint64_t stop_timeout_ms;
+	GHashTable *sim;		 /* char* to char*: options of the sim backend; NULL if none */
+} Spec;
+
+/*
+ * What this host has, for documents that are parsed from now on: memory above max_memory bytes and
+ * cpus above max_cpus are refused. 0: only the format's own limits, as at first.
+ */
+void spec_set_limits(unsigned max_cpus, uint64_t max_memory);
+
+/* The meaning of an empty document: a new reference to a singleton. */
+Spec *spec_default(void);
+Spec *spec_ref(Spec *s);
+void spec_unref(Spec *s);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Spec, spec_unref)
+
+/* EINVAL (E2BIG over SPEC_MAX_TEXT) with "line 7: disks.root: unknown key 'sze', did you mean 'size'?". */
+Spec *spec_parse(const char *text, size_t len, GError **err);
+
+/*
+ * Judge a document that is still being written: false and err when no continuation can make it
+ * good. Looks at the complete lines only.
+ */
+bool spec_parse_prefix(const char *text, size_t len, GError **err);
+
+/* Keys ("memory", "disks.root.size", "nics.eth0") in which `want` differs from `have`. */
+GPtrArray *spec_diff(const Spec *want, const Spec *have);
+
+/* A host path that the document names. The bare name of an image is none. */
+typedef struct SpecPath {
+	char *key;  /* "disks.root.image" */
+	char *path;
+	bool write; /* must be writable as well */
+	unsigned line;
+} SpecPath;
+GPtrArray *spec_paths(const Spec *s); /* of SpecPath, owned by the caller */
+
+/* One line a key: "KEY  TYPE  DOC", for help and the manual. */
+void spec_help(GString *out);

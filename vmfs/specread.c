@@ -1,0 +1,492 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reading spec.yaml: a tree of YAML by the rows of spec.c. The same code judges whole documents and
+ * unfinished ones; of these it reports only what no further text can mend.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "vmfs/err.h"
+#include "vmfs/specfield.h"
+#include "vmfs/specval.h"
+
+static unsigned host_cpus;   /* 0: unknown */
+static uint64_t host_memory; /* 0: unknown */
+
+void spec_set_limits(unsigned max_cpus, uint64_t max_memory)
+{
+	host_cpus = max_cpus;
+	host_memory = max_memory;
+}
+
+static bool fail(const Reader *r, const YamlNode *at, GError **err, const char *fmt, ...)
+	G_GNUC_PRINTF(4, 5);
+
+static bool fail(const Reader *r, const YamlNode *at, GError **err, const char *fmt, ...)
+{
+	g_autofree char *why = NULL;
+	va_list ap;
+
+	va_start(ap, fmt);
+	why = g_strdup_vprintf(fmt, ap);
+	va_end(ap);
+	return err_set(err, EINVAL, "line %u: %s%s%s", at->line, r->path->str,
+		       r->path->len ? ": " : "", why);
+}
+
+static bool fail_unknown(const Reader *r, const Section *s, const YamlNode *key, GError **err)
+{
+	g_autofree char *quoted = specval_quote(key->text), *all = NULL;
+	g_autoptr(GPtrArray) names = g_ptr_array_new();
+	const char *meant;
+
+	for (const Field *f = s->fields; f->name; f++)
+		g_ptr_array_add(names, (void *)f->name);
+	g_ptr_array_add(names, NULL);
+	meant = specval_suggest(key->text, (const char *const *)names->pdata);
+	if (meant)
+		return fail(r, key, err, "unknown key %s, did you mean '%s'?", quoted, meant);
+	all = g_strjoinv(", ", (char **)names->pdata);
+	return fail(r, key, err, "unknown key %s, the keys here are: %s", quoted, all);
+}
+
+static size_t enter(Reader *r, const char *name)
+{
+	size_t mark = r->path->len;
+
+	if (mark)
+		g_string_append_c(r->path, '.');
+	g_string_append(r->path, name);
+	return mark;
+}
+
+static void leave(Reader *r, size_t mark)
+{
+	g_string_truncate(r->path, mark);
+}
+
+/* Refuse the i-th key of a mapping if an earlier one is the same. */
+static bool check_new(const Reader *r, const YamlNode *map, unsigned i, GError **err)
+{
+	const YamlNode *key = yaml_key(map, i), *first = yaml_find(map, key->text, NULL);
+	g_autofree char *quoted = NULL;
+
+	if (first == key)
+		return true;
+	quoted = specval_quote(key->text);
+	return fail(r, key, err, "the key %s is there twice, first on line %u: remove one", quoted,
+		    first->line);
+}
+
+/* Nothing can be said of the value: reading stopped before it, or it may go on. */
+static bool is_undecided(const YamlNode *value)
+{
+	return !value || (value->kind == YAML_IS_SCALAR && value->open);
+}
+
+static bool check_given(const Reader *r, const YamlNode *value, GError **err)
+{
+	return !yaml_is_null(value) ||
+	       fail(r, value, err, "needs a value: give one, or remove the key");
+}
+
+static void set_string(void *slot, char *value_take)
+{
+	g_free(*(char **)slot);
+	*(char **)slot = value_take;
+}
+
+static bool set_size(const Field *f, const char *text, void *slot, GError **err)
+{
+	g_autofree char *step = NULL;
+	uint64_t n;
+
+	if (!specval_size(text, f->min, f->max, &n, err))
+		return false;
+	if (n % f->step) {
+		step = specval_format_size(f->step);
+		return err_set(err, EINVAL, "%s is not a multiple of %s", text, step);
+	}
+	memcpy(slot, &n, sizeof(n));
+	return true;
+}
+
+static bool set_number(const Field *f, const char *text, void *slot, GError **err)
+{
+	uint64_t n;
+	unsigned value;
+
+	if (!specval_number(text, f->min, f->max, &n, err))
+		return false;
+	value = (unsigned)n;
+	memcpy(slot, &value, sizeof(value));
+	return true;
+}
+
+G_STATIC_ASSERT(sizeof(SpecAccel) == sizeof(unsigned));
+G_STATIC_ASSERT(sizeof(SpecMachine) == sizeof(unsigned));
+G_STATIC_ASSERT(sizeof(SpecFirmware) == sizeof(unsigned));
+
+/* A scalar row's value into its slot; sentences without a place. */
+bool spec_field_set(const Field *f, const char *text, void *slot, GError **err)
+{
+	char *string = NULL;
+	unsigned index;
+	bool good = true;
+
+	switch (f->type) {
+	case FIELD_CHOICE:
+		if (!specval_choice(text, f->choices, &index, err))
+			return false;
+		memcpy(slot, &index, sizeof(index));
+		return true;
+	case FIELD_WORD:
+		if (!specval_choice(text, f->choices, &index, err))
+			return false;
+		string = g_strdup(f->choices[index]);
+		break;
+	case FIELD_COUNT:
+		return set_number(f, text, slot, err);
+	case FIELD_SIZE:
+		return set_size(f, text, slot, err);
+	case FIELD_DURATION:
+		return specval_duration(text, f->max, slot, err);
+	case FIELD_BOOL:
+		return specval_bool(text, slot, err);
+	case FIELD_PATH:
+	case FIELD_IMAGE:
+		good = specval_path(text, f->type == FIELD_IMAGE, &string, err);
+		break;
+	case FIELD_TEXT:
+		good = specval_text(text, &string, err);
+		break;
+	case FIELD_MAC:
+		good = specval_mac(text, &string, err);
+		break;
+	case FIELD_GROUP:
+	case FIELD_NAMED:
+	case FIELD_PORTS:
+	case FIELD_STRINGS:
+		g_assert_not_reached();
+	}
+	if (good)
+		set_string(slot, string);
+	return good;
+}
+
+/* What a document may ask for of this host. Presets are not measured by it. */
+static bool check_host(const Field *f, const void *slot, GError **err)
+{
+	g_autofree char *want = NULL, *have = NULL;
+	uint64_t max = f->type == FIELD_SIZE ? host_memory : host_cpus;
+
+	if (!f->of_host || !max)
+		return true;
+	if (f->type == FIELD_SIZE) {
+		uint64_t n;
+
+		memcpy(&n, slot, sizeof(n));
+		if (n <= max)
+			return true;
+		want = specval_format_size(n);
+		have = specval_format_size(max);
+	} else {
+		unsigned n;
+
+		memcpy(&n, slot, sizeof(n));
+		if (n <= max)
+			return true;
+		want = g_strdup_printf("%u", n);
+		have = g_strdup_printf("%" G_GUINT64_FORMAT, max);
+	}
+	return err_set(err, EINVAL, "%s is more than this host has (%s)", want, have);
+}
+
+static bool read_section(Reader *r, const Section *s, const YamlNode *map, void *object,
+			 GError **err);
+
+static bool read_named(Reader *r, const Field *f, const YamlNode *map, GPtrArray *array,
+		       GError **err)
+{
+	g_ptr_array_set_size(array, 0); /* an explicit mapping replaces the preset */
+	for (unsigned i = 0; i < yaml_pairs(map); i++) {
+		const YamlNode *key = yaml_key(map, i), *value = yaml_value(map, i);
+		void *object;
+		size_t mark;
+		bool good;
+
+		if (!specval_is_name(key->text)) {
+			g_autofree char *quoted = specval_quote(key->text);
+
+			return fail(r, key, err,
+				    "%s is not a name: use letters, digits, - and _, at most %d",
+				    quoted, SPECVAL_MAX_NAME);
+		}
+		if (!check_new(r, map, i, err))
+			return false;
+		if (is_undecided(value))
+			continue;
+		object = spec_object_new(f->section, key->text);
+		g_ptr_array_add(array, object);
+		mark = enter(r, key->text);
+		good = check_given(r, value, err) &&
+		       read_section(r, f->section, value, object, err);
+		leave(r, mark);
+		if (!good)
+			return false;
+	}
+	return true;
+}
+
+static bool read_port(Reader *r, const YamlNode *node, GPtrArray *array, GError **err)
+{
+	g_autofree char *claim = NULL;
+	GError *error = NULL;
+	SpecPort *port;
+
+	if (is_undecided(node))
+		return true;
+	if (node->kind != YAML_IS_SCALAR)
+		return fail(r, node, err, "must be words like 127.0.0.1:8080:80");
+	port = g_new0(SpecPort, 1);
+	g_ptr_array_add(array, port);
+	if (!specval_port(node->text, port, &error)) {
+		fail(r, node, err, "%s", error->message);
+		g_error_free(error);
+		return false;
+	}
+	if (!port->host_port)
+		return true;
+	claim = g_strdup_printf("%s:%u/%s", port->address, port->host_port,
+				port->udp ? "udp" : "tcp");
+	if (g_hash_table_add(r->once, g_strdup(claim)))
+		return true;
+	return fail(r, node, err, "host port %s is there twice: use another", claim);
+}
+
+static bool read_ports(Reader *r, const YamlNode *list, GPtrArray *array, GError **err)
+{
+	if (list->kind != YAML_IS_SEQUENCE)
+		return fail(r, list, err, "must be a list like [\"127.0.0.1:8080:80\"]");
+	for (unsigned i = 0; i < list->items->len; i++)
+		if (!read_port(r, list->items->pdata[i], array, err))
+			return false;
+	return true;
+}
+
+static bool read_strings(Reader *r, const YamlNode *map, GHashTable **table, GError **err)
+{
+	for (unsigned i = 0; i < yaml_pairs(map); i++) {
+		const YamlNode *key = yaml_key(map, i), *value = yaml_value(map, i);
+
+		if (!specval_is_name(key->text))
+			return fail(r, key, err, "a key has letters, digits, - and _, at most %d",
+				    SPECVAL_MAX_NAME);
+		if (!check_new(r, map, i, err))
+			return false;
+		if (is_undecided(value))
+			continue;
+		if (value->kind != YAML_IS_SCALAR || yaml_is_null(value))
+			return fail(r, value, err, "%s needs a value, one word or text", key->text);
+		if (strlen(value->text) > SPECVAL_MAX_TEXT)
+			return fail(r, value, err, "%s is longer than %d bytes", key->text,
+				    SPECVAL_MAX_TEXT);
+		if (!*table)
+			*table = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+		g_hash_table_insert(*table, g_strdup(key->text), g_strdup(value->text));
+	}
+	return true;
+}
+
+static bool read_scalar(Reader *r, const Field *f, const YamlNode *node, void *slot, GError **err)
+{
+	GError *error = NULL;
+
+	if (node->kind != YAML_IS_SCALAR)
+		return fail(r, node, err, "needs one value, not a %s",
+			    node->kind == YAML_IS_MAPPING ? "mapping" : "list");
+	if (spec_field_set(f, node->text, slot, &error) && check_host(f, slot, &error))
+		return true;
+	fail(r, node, err, "%s", error->message);
+	g_error_free(error);
+	return false;
+}
+
+static bool read_field(Reader *r, const Field *f, const YamlNode *node, void *object, GError **err)
+{
+	void *slot = spec_field_slot(f, object);
+
+	switch (f->type) {
+	case FIELD_GROUP:
+		return read_section(r, f->section, node, object, err);
+	case FIELD_NAMED:
+		if (node->kind != YAML_IS_MAPPING)
+			return fail(r, node, err, "must be a mapping like {NAME: {...}}");
+		return read_named(r, f, node, *(GPtrArray **)slot, err);
+	case FIELD_PORTS:
+		return read_ports(r, node, *(GPtrArray **)slot, err);
+	case FIELD_STRINGS:
+		if (node->kind != YAML_IS_MAPPING)
+			return fail(r, node, err, "must be a mapping like {KEY: VALUE}");
+		return read_strings(r, node, slot, err);
+	case FIELD_CHOICE:
+	case FIELD_WORD:
+	case FIELD_COUNT:
+	case FIELD_SIZE:
+	case FIELD_DURATION:
+	case FIELD_BOOL:
+	case FIELD_PATH:
+	case FIELD_IMAGE:
+	case FIELD_TEXT:
+	case FIELD_MAC:
+		break;
+	}
+	return read_scalar(r, f, node, slot, err);
+}
+
+static const Field *find_field(const Section *s, const char *name)
+{
+	for (const Field *f = s->fields; f->name; f++)
+		if (strcmp(f->name, name) == 0)
+			return f;
+	return NULL;
+}
+
+static bool read_section(Reader *r, const Section *s, const YamlNode *map, void *object,
+			 GError **err)
+{
+	if (map->kind != YAML_IS_MAPPING)
+		return fail(r, map, err, "needs keys of its own, like {%s: ...}",
+			    s->fields[0].name);
+	for (unsigned i = 0; i < yaml_pairs(map); i++) {
+		const YamlNode *key = yaml_key(map, i), *value = yaml_value(map, i);
+		const Field *f = find_field(s, key->text);
+		size_t mark;
+		bool good;
+
+		if (!f)
+			return fail_unknown(r, s, key, err);
+		if (!check_new(r, map, i, err))
+			return false;
+		if (is_undecided(value))
+			continue;
+		mark = enter(r, f->name);
+		good = check_given(r, value, err) && read_field(r, f, value, object, err);
+		leave(r, mark);
+		if (!good)
+			return false;
+	}
+	return !s->check || s->check(r, object, map, err);
+}
+
+/* What one key alone cannot tell */
+
+bool spec_check_boot(Reader *r, void *object, const YamlNode *map, GError **err)
+{
+	const Spec *spec = object;
+
+	if (map->open || spec->kernel || (!spec->initrd && !spec->cmdline))
+		return true;
+	return fail(r, map, err, "%s needs a kernel: add 'kernel: /path'",
+		    spec->initrd ? "initrd" : "cmdline");
+}
+
+bool spec_check_disk(Reader *r, void *object, const YamlNode *map, GError **err)
+{
+	const SpecDisk *disk = object;
+
+	if (disk->image && disk->file)
+		return fail(r, yaml_find(map, "file", NULL), err,
+			    "has both image and file: remove one");
+	if (disk->file && disk->size)
+		return fail(r, yaml_find(map, "size", NULL), err,
+			    "size is only for a disk with image: remove it");
+	if (!map->open && !disk->image && !disk->file)
+		return fail(r, map, err,
+			    "needs an image (an overlay is made of it) or a file (used itself)");
+	return true;
+}
+
+bool spec_check_nic(Reader *r, void *object, const YamlNode *map, GError **err)
+{
+	const SpecNic *nic = object;
+
+	if (nic->mac && !g_hash_table_add(r->once, g_strdup_printf("mac %s", nic->mac)))
+		return fail(r, yaml_find(map, "mac", NULL), err,
+			    "another nic has the mac %s already", nic->mac);
+	return true;
+}
+
+bool spec_check_top(Reader *r, void *object, const YamlNode *map, GError **err)
+{
+	const Spec *spec = object;
+	const YamlNode *machine = yaml_find(map, "machine", NULL);
+
+	if (spec->machine != MACHINE_MICROVM)
+		return true;
+	if (spec->firmware == FIRMWARE_UEFI)
+		return fail(r, machine, err, "machine: microvm has no uefi firmware: use q35");
+	if (!map->open && !spec->kernel)
+		return fail(r, machine, err,
+			    "machine: microvm needs boot.kernel: give one, or use q35");
+	return true;
+}
+
+/* Documents */
+
+static Spec *read_document(const char *text, size_t len, bool prefix, GError **err)
+{
+	static const YamlLimits max = { .depth = SPEC_MAX_DEPTH, .items = SPEC_MAX_ITEMS };
+	g_autoptr(GString) path = g_string_new(NULL);
+	g_autoptr(GHashTable) once = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+	g_auto(YamlTree) tree = { 0 };
+	g_autoptr(Spec) spec = NULL;
+	Reader r = { .path = path, .once = once };
+
+	yaml_load(&tree, text, len, prefix, &max);
+	spec = spec_new(g_bytes_new(text, len));
+	/* What was read before an error is judged first: its own faults come before that one. */
+	if (tree.root && !yaml_is_null(tree.root) && !is_undecided(tree.root)) {
+		if (tree.root->kind != YAML_IS_MAPPING) {
+			fail(&r, tree.root, err, "write lines of 'key: value', like 'cpus: 2'");
+			return NULL;
+		}
+		if (!read_section(&r, &spec_section, tree.root, spec, err))
+			return NULL;
+	}
+	if (tree.error && (tree.is_final || !prefix)) {
+		g_propagate_error(err, g_steal_pointer(&tree.error));
+		return NULL;
+	}
+	return g_steal_pointer(&spec);
+}
+
+static bool check_length(size_t len, GError **err)
+{
+	g_autofree char *max = NULL;
+
+	if (len <= SPEC_MAX_TEXT)
+		return true;
+	max = specval_format_size(SPEC_MAX_TEXT);
+	return err_set(err, E2BIG, "the document is larger than %s", max);
+}
+
+Spec *spec_parse(const char *text, size_t len, GError **err)
+{
+	if (!check_length(len, err))
+		return NULL;
+	return read_document(text ? text : "", len, false, err);
+}
+
+bool spec_parse_prefix(const char *text, size_t len, GError **err)
+{
+	const char *last = len ? memrchr(text, '\n', len) : NULL;
+	g_autoptr(Spec) spec = NULL;
+
+	if (!check_length(len, err))
+		return false;
+	if (!last)
+		return true;
+	spec = read_document(text, (size_t)(last + 1 - text), true, err);
+	return spec != NULL;
+}

@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The values of spec.yaml's keys. Everything here has a bound, whatever the text is. */
+#include "vmfs/specval.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <string.h>
+
+#include "vmfs/err.h"
+
+#define QUOTE_CHARS 40
+
+char *specval_quote(const char *text)
+{
+	g_autoptr(GString) s = g_string_new("'");
+	unsigned n = 0;
+
+	for (const char *p = text; *p; p = g_utf8_next_char(p)) {
+		gunichar c = g_utf8_get_char(p);
+
+		if (n++ == QUOTE_CHARS) {
+			g_string_append(s, "...");
+			break;
+		}
+		g_string_append_unichar(s, g_unichar_isprint(c) ? c : '?');
+	}
+	g_string_append_c(s, '\'');
+	return g_string_free(g_steal_pointer(&s), FALSE);
+}
+
+/* EINVAL with "'text' WHY". */
+static bool bad(GError **err, const char *text, const char *why)
+{
+	g_autofree char *quoted = specval_quote(text);
+
+	return err_set(err, EINVAL, "%s %s", quoted, why);
+}
+
+/* Levenshtein's distance of short words; long ones are far from everything. */
+static unsigned distance(const char *a, const char *b)
+{
+	size_t na = strlen(a), nb = strlen(b);
+	unsigned row[SPECVAL_MAX_NAME + 2], diagonal, above;
+
+	if (na > SPECVAL_MAX_NAME || nb > SPECVAL_MAX_NAME)
+		return UINT_MAX;
+	for (unsigned j = 0; j <= nb; j++)
+		row[j] = j;
+	for (unsigned i = 1; i <= na; i++) {
+		diagonal = row[0];
+		row[0] = i;
+		for (unsigned j = 1; j <= nb; j++) {
+			above = row[j];
+			row[j] = MIN(MIN(above, row[j - 1]) + 1, diagonal + (a[i - 1] != b[j - 1]));
+			diagonal = above;
+		}
+	}
+	return row[nb];
+}
+
+const char *specval_suggest(const char *text, const char *const *names)
+{
+	/* Half of a short word is not a typo. */
+	unsigned best = MIN(3, (unsigned)MIN(strlen(text), SPECVAL_MAX_NAME) / 2 + 1);
+	const char *found = NULL;
+
+	for (; *names; names++) {
+		unsigned d = distance(text, *names);
+
+		if (d < best) {
+			best = d;
+			found = *names;
+		}
+	}
+	return found;
+}
+
+char *specval_format_size(uint64_t bytes)
+{
+	static const char *const units[] = { "KiB", "MiB", "GiB", "TiB", "PiB" };
+	size_t unit = G_N_ELEMENTS(units) - 1;
+	uint64_t tenths;
+
+	if (bytes < 1024)
+		return g_strdup_printf("%" G_GUINT64_FORMAT " bytes", bytes);
+	while (unit && bytes >> (10 * (unit + 1)) == 0)
+		unit--;
+	/* To the nearest tenth; the double is exact enough for what is only shown. */
+	tenths = (uint64_t)((double)bytes / (double)(1ull << (10 * (unit + 1))) * 10 + 0.5);
+	if (tenths % 10 == 0)
+		return g_strdup_printf("%" G_GUINT64_FORMAT "%s", tenths / 10, units[unit]);
+	return g_strdup_printf("%" G_GUINT64_FORMAT ".%u%s", tenths / 10, (unsigned)(tenths % 10),
+			       units[unit]);
+}
+
+/* The digits that text begins with; false if there are none or too many. */
+static bool take_digits(const char **text, uint64_t *ret)
+{
+	uint64_t n = 0;
+	const char *p = *text;
+
+	if (!g_ascii_isdigit(*p))
+		return false;
+	for (; g_ascii_isdigit(*p); p++)
+		if (__builtin_mul_overflow(n, 10, &n) ||
+		    __builtin_add_overflow(n, (uint64_t)(*p - '0'), &n))
+			return false;
+	*text = p;
+	*ret = n;
+	return true;
+}
+
+bool specval_number(const char *text, uint64_t min, uint64_t max, uint64_t *ret, GError **err)
+{
+	const char *p = text;
+	uint64_t n;
+
+	if (!take_digits(&p, &n) || *p)
+		return bad(err, text, "is not a whole number");
+	if (n < min || n > max)
+		return err_set(err, EINVAL,
+			       "%" G_GUINT64_FORMAT " is not from %" G_GUINT64_FORMAT
+			       " to %" G_GUINT64_FORMAT,
+			       n, min, max);
+	*ret = n;
+	return true;
+}
+
+bool specval_size(const char *text, uint64_t min, uint64_t max, uint64_t *ret, GError **err)
+{
+	static const char units[] = "KMGT";
+	const char *p = text, *unit;
+	unsigned shift = 0;
+	uint64_t n;
+	g_autofree char *have = NULL, *limit = NULL;
+
+	if (!take_digits(&p, &n))
+		return bad(err, text, "is not a size: write one like 512MiB or 2GiB");
+	unit = *p ? strchr(units, g_ascii_toupper(*p)) : NULL;
+	if (unit) {
+		shift = 10 * (unsigned)(unit - units + 1);
+		p++;
+		if (g_ascii_strcasecmp(p, "iB") == 0)
+			p += 2;
+	}
+	if (*p || n > UINT64_MAX >> shift)
+		return bad(err, text, "is not a size: write one like 512MiB or 2GiB");
+	n <<= shift;
+	have = specval_format_size(n);
+	if (n < min) {
+		limit = specval_format_size(min);
+		return err_set(err, EINVAL, "%s is less than the minimum of %s%s", have, limit,
+			       unit ? "" : ": a number alone is bytes, write a unit: MiB, GiB");
+	}
+	if (max && n > max) {
+		limit = specval_format_size(max);
+		return err_set(err, EINVAL, "%s is more than the limit of %s", have, limit);
+	}
+	*ret = n;
+	return true;
+}
+
+bool specval_duration(const char *text, uint64_t max_ms, uint64_t *ret_ms, GError **err)
+{
+	static const struct {
+		const char *name;
+		unsigned ms;
+	} units[] = { { "", 1000 }, { "s", 1000 }, { "ms", 1 }, { "m", 60000 }, { "h", 3600000 } };
+	const char *p = text;
+	uint64_t n;
+
+	if (!take_digits(&p, &n))
+		return bad(err, text, "is not a duration: write one like 30s or 2m");
+	for (size_t i = 0; i < G_N_ELEMENTS(units); i++) {
+		if (strcmp(p, units[i].name) != 0)
+			continue;
+		if (n > max_ms / units[i].ms)
+			return err_set(err, EINVAL,
+				       "%" G_GUINT64_FORMAT "%s is more than the limit of "
+				       "%" G_GUINT64_FORMAT "s",
+				       n, *p ? p : "s", max_ms / 1000);
+		*ret_ms = n * units[i].ms;
+		return true;
+	}
+	return bad(err, text, "is not a duration: write one like 30s or 2m");
+}
+
+bool specval_bool(const char *text, bool *ret, GError **err)
+{
+	if (strcmp(text, "true") != 0 && strcmp(text, "false") != 0)
+		return bad(err, text, "is neither true nor false");
+	*ret = text[0] == 't';
+	return true;
+}
+
+bool specval_choice(const char *text, const char *const *choices, unsigned *ret, GError **err)
+{
+	g_autofree char *quoted = NULL, *all = NULL;
+	const char *meant;
+
+	for (unsigned i = 0; choices[i]; i++) {
+		if (strcmp(text, choices[i]) == 0) {
+			*ret = i;
+			return true;
+		}
+	}
+	quoted = specval_quote(text);
+	if (!choices[1])
+		return err_set(err, EINVAL, "%s is not known, only '%s' is", quoted, choices[0]);
+	meant = specval_suggest(text, choices);
+	if (meant)
+		return err_set(err, EINVAL, "unknown value %s, did you mean '%s'?", quoted, meant);
+	all = g_strjoinv(", ", (char **)choices);
+	return err_set(err, EINVAL, "unknown value %s, it can be: %s", quoted, all);
+}
+
+bool specval_text(const char *text, char **ret, GError **err)
+{
+	size_t n = strlen(text);
+
+	while (n && text[n - 1] == '\n')
+		n--;
+	if (n > SPECVAL_MAX_TEXT)
+		return err_set(err, EINVAL, "longer than %d bytes", SPECVAL_MAX_TEXT);
+	/* A block scalar of one line ends with a newline. */
+	for (const char *p = text; p < text + n; p++)
+		if (g_ascii_iscntrl(*p) && *p != '\t')
+			return bad(err, text, "must be one line without control characters");
+	*ret = g_strndup(text, n);
+	return true;
+}
+
+static bool is_image_name(const char *text)
+{
+	if (!g_ascii_isalnum(*text) && *text != '_')
+		return false;
+	for (; *text; text++)
+		if (!g_ascii_isalnum(*text) && !strchr("._-", *text))
+			return false;
+	return true;
+}
+
+bool specval_path(const char *text, bool bare, char **ret, GError **err)
+{
+	if (*text != '/' && !(bare && is_image_name(text)))
+		return bad(err, text,
+			   bare ? "is neither an absolute path nor the name of an image"
+				: "is not an absolute path: begin it with /");
+	return specval_text(text, ret, err);
+}
+
+bool specval_mac(const char *text, char **ret, GError **err)
+{
+	static const char pattern[] = "xx:xx:xx:xx:xx:xx";
+	bool good = strlen(text) == strlen(pattern);
+
+	for (size_t i = 0; good && pattern[i]; i++)
+		good = pattern[i] == ':' ? text[i] == ':' : g_ascii_isxdigit(text[i]);
+	if (!good)
+		return bad(err, text, "is not a MAC address like 52:54:00:12:34:56");
+	if (g_ascii_xdigit_value(text[1]) & 1)
+		return bad(err, text, "is a multicast address: make the first byte even, like 52");
+	if (strcmp(text, "00:00:00:00:00:00") == 0)
+		return bad(err, text, "cannot be an interface's address");
+	*ret = g_ascii_strdown(text, -1);
+	return true;
+}
+
+bool specval_port(const char *text, SpecPort *ret, GError **err)
+{
+	static const char how[] = "is not a port: write HOSTPORT:GUESTPORT or "
+				  "HOSTADDR:HOSTPORT:GUESTPORT, with /udp after it for UDP";
+	g_auto(GStrv) ends = g_strsplit(text, "/", 3);
+	g_auto(GStrv) parts = g_strsplit(ends[0] ? ends[0] : "", ":", 4);
+	unsigned n_ends = g_strv_length(ends), n = g_strv_length(parts);
+	const char *address = n == 3 ? parts[0] : "127.0.0.1";
+	uint64_t host, guest;
+	struct in_addr in;
+
+	if (*text == '[')
+		return bad(err, text, "has an IPv6 address: only IPv4 is supported here");
+	if (n < 2 || n > 3 || n_ends > 2 ||
+	    (n_ends == 2 && strcmp(ends[1], "udp") != 0 && strcmp(ends[1], "tcp") != 0))
+		return bad(err, text, how);
+	if (inet_pton(AF_INET, address, &in) != 1)
+		return bad(err, address, "is not an IPv4 address like 127.0.0.1 or 0.0.0.0");
+	if (!specval_number(parts[n - 2], 0, UINT16_MAX, &host, err)) {
+		g_prefix_error(err, "host port ");
+		return false;
+	}
+	if (!specval_number(parts[n - 1], 1, UINT16_MAX, &guest, err)) {
+		g_prefix_error(err, "guest port ");
+		return false;
+	}
+	ret->address = g_strdup(address);
+	ret->host_port = (uint16_t)host;
+	ret->guest_port = (uint16_t)guest;
+	ret->udp = n_ends == 2 && ends[1][0] == 'u';
+	return true;
+}
+
+bool specval_is_name(const char *text)
+{
+	size_t n = strlen(text);
+
+	if (!n || n > SPECVAL_MAX_NAME || !g_ascii_isalnum(*text))
+		return false;
+	for (; *text; text++)
+		if (!g_ascii_isalnum(*text) && *text != '_' && *text != '-')
+			return false;
+	return true;
+}
