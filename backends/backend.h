@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The contract between the core and a hypervisor. A backend is one const BackendClass; a slot that
+ * is NULL is something it cannot do: the file or verb is then absent. Everything here runs on the
+ * loop thread, and nothing may block: state is pushed up when it changes, and an op ends by calling
+ * op_ok(), op_fail() or through its steps.
+ */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#include "vmfs/op.h"
+#include "vmfs/spec.h"
+
+typedef struct Backend Backend;
+typedef struct BackendVm BackendVm;
+
+typedef struct BackendClass {
+	const char *name, *doc;
+	size_t vm_size; /* of the derived BackendVm, whose first member is the base; zeroed */
+	bool hidden;	/* never chosen by default */
+
+	/* Find out whether it is usable here; answers once with backend_probed(). */
+	void (*probe)(Backend *be);
+	/* Pure: can this spec be run? EINVAL or EOPNOTSUPP with the key in the sentence. */
+	bool (*check)(Backend *be, const Spec *spec, GError **err);
+	/* Pure: the command line that a start would run. Spawns nothing, reads no file. */
+	bool (*cmdline)(BackendVm *bv, GPtrArray *argv, GError **err);
+	/* The VM goes from memory (removed, or the daemon ends): drop all watches. What runs goes
+	 * on. */
+	void (*fini)(BackendVm *bv);
+	/* What adopt will need, into the group "backend". */
+	void (*save)(const BackendVm *bv, GKeyFile *run);
+	/*
+	 * OP_ADOPT (op[OP_ADOPT]) after a restart of the daemon: find the VM again with what save()
+	 * wrote (vm_run_file()), report backend_state(), and finish the op; or undo a half-done
+	 * start and report backend_gone().
+	 */
+	void (*op[OP_MAX])(BackendVm *bv, Op *op);
+	/* Type these bytes; returns how many were taken, 0 when the buffer is full. */
+	size_t (*console_write)(BackendVm *bv, const char *data, size_t len);
+	/* Ask the guest for its addresses again (someone began to wait for one). */
+	void (*want_ip)(BackendVm *bv);
+	/* A line of the `sim` file: faults and guest behaviour that a test orders. */
+	bool (*control)(BackendVm *bv, char *line, GError **err);
+} BackendClass;
+
+struct Backend {
+	const BackendClass *cls;
+	bool usable;
+	GString *status; /* "key value" lines that follow `usable` in backends/NAME/status */
+};
+
+struct BackendVm {
+	Backend *be;
+	Vm *vm;
+	Spec *spec; /* what the VM was last started with (or would be), counted */
+};
+
+/* Called once by probe(); `why` (borrowed) says what is missing when not usable. */
+void backend_probed(Backend *be, bool usable, const char *why);
+
+/* Upward, all on the loop thread. */
+
+/* The true state as the hypervisor sees it; reason is one word ("guest-panic") or NULL. */
+void backend_state(BackendVm *bv, VmState state, const char *reason);
+/* The VMM is gone: VM_STOPPED or VM_CRASHED; exit_status as of waitpid(2), -1 when not known. */
+void backend_gone(BackendVm *bv, VmState state, const char *reason, int exit_status);
+/* The guest's addresses, best first (NULL-terminated, NULL: not known any more). */
+void backend_ips(BackendVm *bv, const char *const *ips);
+void backend_agent(BackendVm *bv, bool up);
+void backend_console(BackendVm *bv, const char *data, size_t len);
+/* Room for console_write() again. */
+void backend_console_room(BackendVm *bv);
+/* A `key value` line of `status` for as long as the VM runs; NULL takes it away. */
+void backend_fact(BackendVm *bv, const char *key, const char *value);
+/* What save() writes has changed and must reach the disk. */
+void backend_changed(BackendVm *bv);
+void backend_pid(BackendVm *bv, pid_t pid);
+
+/* What a backend may ask of a VM. */
+const char *vm_name(const Vm *vm);
+unsigned vm_id(const Vm *vm);
+uid_t vm_uid(const Vm *vm);
+gid_t vm_gid(const Vm *vm);
+VmState vm_state(const Vm *vm);
+/* <state>/vms/SERIAL/data: the owner's directory of console.log, vmm.log and overlays. Exists. */
+const char *vm_data_dir(Vm *vm);
+/* <run>/SERIAL: for sockets; on tmpfs, the owner's, short enough for sun_path. Made by
+ * vm_make_run_dir(). */
+const char *vm_run_dir(Vm *vm);
+bool vm_make_run_dir(Vm *vm, GError **err);
+void vm_remove_run_dir(Vm *vm);
+/* The stored run-time key file that save() wrote before the daemon died; NULL if there is none.
+ * Borrowed. */
+GKeyFile *vm_run_file(Vm *vm);
+
+/* What vm.h has for backends as well. */
+const char *vm_state_name(VmState state);
+VmState vm_state_find(const char *name); /* VM_STATE_MAX: none */
+
+/* backends/table.c */
+extern Backend *const backends[]; /* NULL-terminated, in the order of preference */
+Backend *backend_find(const char *name);
+/* Find out which are usable here; done is called when all have answered. */
+void backends_probe(void (*done)(void));
+/* The backend of a spec: its `backend:` or the first usable one. NULL and EOPNOTSUPP with a
+ * sentence. */
+Backend *backend_for(const Spec *spec, GError **err);

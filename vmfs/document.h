@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Bringing a new spec.yaml into force: parsed, checked by the backend, its paths looked up with the
+ * writer's rights, stored; and refused as a whole if any of that fails.
+ */
+#pragma once
+
+#include <glib.h>
+
+#include "vmfs/vm.h"
+
+/* fn is called once, maybe before the call returns; e (borrowed) is NULL when it is done. */
+typedef void (*DocumentDone)(void *arg, const GError *e);
+
+/*
+ * Take a whole document into force. A refused one is kept in spec.yaml.rej; `invalid` is the errno
+ * for one that is malformed (EINVAL, or what suits the system call better).
+ */
+void document_commit(Vm *vm, GBytes *text, const Caller *who, int invalid, DocumentDone fn,
+		     void *arg);
+
+/*
+ * Judge a document that is still being written: fails when nothing that follows can make it good.
+ * What fails is kept in spec.yaml.rej.
+ */
+void document_check_prefix(Vm *vm, GBytes *text, const Caller *who, DocumentDone fn, void *arg);
+
+/* Where the tree is mounted: paths below it are refused, for a VMM must not wait for vmfs. */
+void document_set_mountpoint(const char *path);

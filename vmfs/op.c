@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Operations. An op is queued, running, undoing or done, and goes through these once and forwards
+ * only. Its owner is the VM; backends and waiters see it while it lives. Loop thread only.
+ */
+#include "vmfs/op.h"
+
+#include <errno.h>
+
+#include "vmfs/err.h"
+#include "vmfs/loop.h"
+
+#define UNDO_DEADLINE_MS 10000
+
+typedef enum Phase { QUEUED, RUNNING, UNDOING, DONE } Phase;
+
+struct OpWaiter {
+	OpWaitFn fn;
+	void *arg;
+	bool accept;
+};
+
+struct Op {
+	unsigned refs;
+	Vm *vm; /* outlives the op: the VM keeps its op */
+	const Verb *verb;
+	uint64_t seconds_ms;
+	Phase phase;
+	bool accepted;
+	int percent;
+	GError *error;
+	Timer *deadline;
+	const Step *steps; /* NULL: a single step that the backend finishes itself */
+	unsigned step;
+	void *ctx;
+	GDestroyNotify free_ctx;
+	void (*cancel)(Op *op, void *ctx);
+	void (*ended)(Op *op);
+	GPtrArray *waiters; /* of OpWaiter */
+};
+
+static uint64_t deadline_limit_ms;
+
+static void undo_step(Op *op);
+
+Op *op_new(Vm *vm, const Verb *verb, uint64_t seconds_ms)
+{
+	Op *op = g_new0(Op, 1);
+
+	op->refs = 1;
+	op->vm = vm;
+	op->verb = verb;
+	op->seconds_ms = seconds_ms;
+	op->percent = -1;
+	op->waiters = g_ptr_array_new();
+	return op;
+}
+
+Op *op_ref(Op *op)
+{
+	op->refs++;
+	return op;
+}
+
+void op_unref(Op *op)
+{
+	if (!op || --op->refs)
+		return;
+	timer_stop(&op->deadline);
+	if (op->free_ctx)
+		op->free_ctx(op->ctx);
+	g_clear_error(&op->error);
+	g_ptr_array_unref(op->waiters);
+	g_free(op);
+}
+
+static void unref_later(void *op)
+{
+	op_unref(op);
+}
+
+static void call_waiters(Op *op, bool accept_only)
+{
+	unsigned i = 0;
+
+	while (i < op->waiters->len) {
+		OpWaiter *w = op->waiters->pdata[i];
+
+		if (accept_only && !w->accept) {
+			i++;
+			continue;
+		}
+		g_ptr_array_remove_index(op->waiters, i);
+		w->fn(op, w->arg);
+		g_free(w);
+	}
+}
+
+static void finish(Op *op)
+{
+	op->phase = DONE;
+	timer_stop(&op->deadline);
+	/* The step that finished us is still on the stack and may look at its ctx. */
+	op_ref(op);
+	loop_defer(unref_later, op);
+	op->ended(op);
+	call_waiters(op, false);
+}
+
+static void undo_expired(void *arg)
+{
+	Op *op = arg;
+
+	op->deadline = NULL;
+	/* The step may still call op_next() some day: the op stays allocated for it. */
+	op_ref(op);
+	finish(op);
+}
+
+static void fail_with(Op *op, GError *take)
+{
+	op->error = take;
+	if (!op->steps) {
+		finish(op);
+		return;
+	}
+	op->phase = UNDOING;
+	timer_stop(&op->deadline);
+	op->deadline = timer_start(UNDO_DEADLINE_MS, undo_expired, op);
+	undo_step(op);
+}
+
+static void undo_step(Op *op)
+{
+	const Step *s = &op->steps[op->step];
+
+	if (s->undo)
+		s->undo(op, op->ctx);
+	else
+		op_next(op);
+}
+
+static void deadline_expired(void *arg)
+{
+	Op *op = arg;
+	const char *step = op_step_name(op);
+
+	op->deadline = NULL;
+	op_cancel(op, step ? err_new(ETIMEDOUT, "'%s' did not finish in time; the step was undone",
+				     step)
+			   : err_new(ETIMEDOUT, "the hypervisor did not finish in time"));
+}
+
+void op_limit_deadlines(uint64_t ms)
+{
+	deadline_limit_ms = ms;
+}
+
+void op_start(Op *op, void (*run)(void *bv, Op *op), void *bv, void (*ended)(Op *op))
+{
+	uint64_t ms = op->verb->deadline_ms;
+
+	if (deadline_limit_ms && ms > deadline_limit_ms)
+		ms = deadline_limit_ms;
+	op->phase = RUNNING;
+	op->ended = ended;
+	op->deadline = timer_start(ms + op->seconds_ms, deadline_expired, op);
+	run(bv, op);
+}
+
+void op_steps(Op *op, const Step *steps, void *ctx, GDestroyNotify free_ctx)
+{
+	op->steps = steps;
+	op->ctx = ctx;
+	op->free_ctx = free_ctx;
+	steps[0].run(op, ctx);
+}
+
+void op_on_cancel(Op *op, void (*cancel)(Op *op, void *ctx), void *ctx)
+{
+	op->cancel = cancel;
+	op->ctx = ctx;
+}
+
+void op_next(Op *op)
+{
+	if (op->phase == UNDOING) {
+		if (op->step == 0) {
+			finish(op);
+		} else {
+			op->step--;
+			undo_step(op);
+		}
+	} else if (op->phase == RUNNING) {
+		op->step++;
+		if (!op->steps[op->step].name)
+			finish(op);
+		else
+			op->steps[op->step].run(op, op->ctx);
+	}
+}
+
+void op_ok(Op *op)
+{
+	if (op->phase == RUNNING)
+		finish(op);
+}
+
+void op_fail(Op *op, GError *take)
+{
+	if (op->phase == RUNNING) {
+		fail_with(op, take);
+		return;
+	}
+	g_error_free(take);
+	if (op->phase == UNDOING)
+		op_next(op);
+}
+
+void op_cancel(Op *op, GError *take)
+{
+	if (op->phase != RUNNING) {
+		g_error_free(take);
+		return;
+	}
+	if (op->steps && op->steps[op->step].cancel)
+		op->steps[op->step].cancel(op, op->ctx);
+	else if (!op->steps && op->cancel)
+		op->cancel(op, op->ctx);
+	fail_with(op, take);
+}
+
+void op_accept(Op *op)
+{
+	if (op->phase != RUNNING || op->accepted)
+		return;
+	op->accepted = true;
+	call_waiters(op, true);
+}
+
+void op_progress(Op *op, unsigned percent)
+{
+	op->percent = (int)MIN(percent, 100);
+}
+
+Vm *op_vm(const Op *op)
+{
+	return op->vm;
+}
+
+OpKind op_kind(const Op *op)
+{
+	return op->verb->kind;
+}
+
+uint64_t op_seconds_ms(const Op *op)
+{
+	return op->seconds_ms;
+}
+
+const Verb *op_verb(const Op *op)
+{
+	return op->verb;
+}
+
+const char *op_step_name(const Op *op)
+{
+	return op->steps && op->phase != DONE ? op->steps[op->step].name : NULL;
+}
+
+int op_percent(const Op *op)
+{
+	return op->percent;
+}
+
+bool op_done(const Op *op)
+{
+	return op->phase == DONE;
+}
+
+bool op_accepted(const Op *op)
+{
+	return op->accepted;
+}
+
+const GError *op_error(const Op *op)
+{
+	return op->error;
+}
+
+OpWaiter *op_wait(Op *op, bool accept, OpWaitFn fn, void *arg)
+{
+	OpWaiter *w = g_new0(OpWaiter, 1);
+
+	w->fn = fn;
+	w->arg = arg;
+	w->accept = accept;
+	g_ptr_array_add(op->waiters, w);
+	return w;
+}
+
+void op_unwait(Op *op, OpWaiter *w)
+{
+	if (g_ptr_array_remove(op->waiters, w))
+		g_free(w);
+}

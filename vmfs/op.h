@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Operations: what a verb does to a VM, from the write that asked for it until it finished, exactly
+ * once. An op has a deadline, may be a table of steps that are undone in reverse, and is waited for
+ * by any number of waiters, whose leaving does not stop it.
+ */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct Op Op;
+typedef struct Vm Vm;
+
+typedef enum VmState {
+	VM_STOPPED,
+	VM_STARTING,
+	VM_RUNNING,
+	VM_PAUSED,
+	VM_STOPPING,
+	VM_ASLEEP,
+	VM_CRASHED,
+	VM_UNKNOWN,
+	VM_STATE_MAX,
+} VmState;
+
+typedef enum OpKind {
+	OP_NONE,
+	OP_START,
+	OP_STOP,
+	OP_KILL,
+	OP_PAUSE,
+	OP_RESUME,
+	OP_REBOOT,
+	OP_RESET,
+	OP_ADOPT,
+	OP_MAX,
+} OpKind;
+
+/* One row a verb. */
+typedef struct Verb {
+	const char *name;
+	OpKind kind;
+	unsigned from;	       /* mask of 1 << VmState it is legal in */
+	VmState during, after; /* VM_STATE_MAX: unchanged */
+	uint64_t deadline_ms;
+	bool seconds; /* takes an optional number of seconds */
+	bool preempt; /* cancels the op that runs and goes first */
+	const char *doc;
+} Verb;
+
+extern const Verb verbs[]; /* ended by a row without a name */
+const Verb *verb_find(const char *name);
+const Verb *verb_of(OpKind kind);
+
+/*
+ * One step. run() calls op_next() or op_fail() once, at once or later. cancel() drops what run()
+ * still waits for: no call for this step may come after it. undo() takes back what run() did (also
+ * when the step failed or was cancelled half-way) and calls op_next(); NULL: nothing to undo.
+ */
+typedef struct Step {
+	const char *name; /* shown in `status` while it runs */
+	void (*run)(Op *op, void *ctx);
+	void (*cancel)(Op *op, void *ctx);
+	void (*undo)(Op *op, void *ctx);
+} Step;
+
+/* For backends: */
+
+/* Run the steps (a static table ended by a row without a name). ctx is freed after the op's end. */
+void op_steps(Op *op, const Step *steps, void *ctx, GDestroyNotify free_ctx);
+void op_next(Op *op);
+/* Instead of steps, a backend may finish the op itself; cancel (optional) is as in Step. */
+void op_on_cancel(Op *op, void (*cancel)(Op *op, void *ctx), void *ctx);
+void op_ok(Op *op);
+void op_fail(Op *op, GError *take);
+
+/* It is under way for good: what is left is waiting for the guest. The writer moves on to close(2).
+ */
+void op_accept(Op *op);
+void op_progress(Op *op, unsigned percent);
+
+Vm *op_vm(const Op *op);
+OpKind op_kind(const Op *op);
+uint64_t op_seconds_ms(const Op *op); /* the verb's argument or the spec's stop_timeout, in ms */
+
+/* For the core: */
+
+Op *op_new(Vm *vm, const Verb *verb, uint64_t seconds_ms);
+Op *op_ref(Op *op);
+void op_unref(Op *op);
+/* Give the op to its VM's backend; ended() is called once, before the waiters. */
+void op_start(Op *op, void (*run)(void *bv, Op *op), void *bv, void (*ended)(Op *op));
+/* Let no op take longer than this (plus its seconds); 0: as its verb says. */
+void op_limit_deadlines(uint64_t ms);
+/* End it early: with ECANCELED or ETIMEDOUT. */
+void op_cancel(Op *op, GError *take);
+
+const Verb *op_verb(const Op *op);
+const char *op_step_name(const Op *op); /* or NULL */
+int op_percent(const Op *op);		/* -1: not known */
+bool op_done(const Op *op);
+bool op_accepted(const Op *op);
+const GError *op_error(const Op *op); /* of a done op; NULL: success */
+
+typedef struct OpWaiter OpWaiter;
+typedef void (*OpWaitFn)(Op *op, void *arg);
+/* fn is called once, when the op has ended; or first when accepted, if `accept`. */
+OpWaiter *op_wait(Op *op, bool accept, OpWaitFn fn, void *arg);
+void op_unwait(Op *op, OpWaiter *w);

@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vmfs/registry.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "vmfs/err.h"
+#include "vmfs/event.h"
+#include "vmfs/log.h"
+#include "vmfs/loop.h"
+#include "vmfs/store.h"
+#include "vmfs/waitq.h"
+
+#define MAX_NAME      63
+#define MAX_VMS	      60000
+#define ADOPT_WAIT_MS 5000
+
+static struct {
+	RegistryConfig config;
+	GHashTable *by_name, *by_serial, *ids;
+	GPtrArray *order; /* ascending serials */
+	uint32_t next_id;
+	RootAttr root;
+} reg;
+
+/* A name [A-Za-z0-9][A-Za-z0-9._-]{0,62}; 0 or an errno. */
+static int check_name(const char *name)
+{
+	size_t len = strlen(name);
+
+	if (len > MAX_NAME)
+		return ENAMETOOLONG;
+	if (!isascii(name[0]) || !isalnum((unsigned char)name[0]))
+		return EINVAL;
+	for (size_t i = 0; i < len; i++)
+		if (!isascii(name[i]) ||
+		    (!isalnum((unsigned char)name[i]) && !strchr("._-", name[i])))
+			return EINVAL;
+	return 0;
+}
+
+static bool id_taken(uint32_t id)
+{
+	return g_hash_table_contains(reg.ids, GUINT_TO_POINTER(id));
+}
+
+/* 0 when the range is used up. Ids go round, so that one is not used again soon. */
+static uint32_t new_id(void)
+{
+	uint32_t n = reg.config.last_id - reg.config.first_id + 1;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t id = reg.next_id;
+
+		reg.next_id = id >= reg.config.last_id ? reg.config.first_id : id + 1;
+		if (!id_taken(id))
+			return id;
+	}
+	return 0;
+}
+
+/* Index of the first VM whose serial is greater. */
+static unsigned position_after(uint32_t serial)
+{
+	unsigned low = 0, high = reg.order->len;
+
+	while (low < high) {
+		unsigned mid = (low + high) / 2;
+
+		if (((Vm *)reg.order->pdata[mid])->serial > serial)
+			high = mid;
+		else
+			low = mid + 1;
+	}
+	return low;
+}
+
+static void insert(Vm *vm)
+{
+	g_hash_table_insert(reg.by_name, vm->name, vm);
+	g_hash_table_insert(reg.by_serial, GUINT_TO_POINTER(vm->serial), vm);
+	g_hash_table_add(reg.ids, GUINT_TO_POINTER(vm->id));
+	g_ptr_array_insert(reg.order, (int)position_after(vm->serial), vm);
+	reg.root.changed = vm_now();
+}
+
+static void take_out(Vm *vm)
+{
+	g_hash_table_remove(reg.by_name, vm->name);
+	g_hash_table_remove(reg.by_serial, GUINT_TO_POINTER(vm->serial));
+	g_hash_table_remove(reg.ids, GUINT_TO_POINTER(vm->id));
+	g_ptr_array_remove_index(reg.order, position_after(vm->serial) - 1);
+	reg.root.changed = vm_now();
+}
+
+Vm *registry_find(const char *name)
+{
+	return g_hash_table_lookup(reg.by_name, name);
+}
+
+Vm *registry_by_serial(uint32_t serial)
+{
+	return g_hash_table_lookup(reg.by_serial, GUINT_TO_POINTER(serial));
+}
+
+Vm *registry_after(uint32_t serial)
+{
+	unsigned i = position_after(serial);
+
+	return i < reg.order->len ? reg.order->pdata[i] : NULL;
+}
+
+unsigned registry_count(void)
+{
+	return reg.order->len;
+}
+
+const RootAttr *registry_root(void)
+{
+	return &reg.root;
+}
+
+static void load_root(void)
+{
+	g_autoptr(GBytes) bytes = store_get("root", 4096);
+	g_autoptr(GKeyFile) file = g_key_file_new();
+
+	reg.root.mode = 0755;
+	reg.root.uid = geteuid();
+	reg.root.gid = getegid();
+	reg.root.changed = vm_now();
+	if (!bytes || !g_key_file_load_from_bytes(file, bytes, G_KEY_FILE_NONE, NULL))
+		return;
+	reg.root.mode = (mode_t)g_key_file_get_uint64(file, "root", "mode", NULL) & 07777;
+	reg.root.uid = (uid_t)g_key_file_get_uint64(file, "root", "uid", NULL);
+	reg.root.gid = (gid_t)g_key_file_get_uint64(file, "root", "gid", NULL);
+}
+
+void registry_set_root(const RootAttr *attr)
+{
+	g_autoptr(GKeyFile) file = g_key_file_new();
+	g_autoptr(GBytes) bytes = NULL;
+	gsize len;
+	char *text;
+
+	reg.root = *attr;
+	reg.root.changed = vm_now();
+	g_key_file_set_uint64(file, "root", "mode", attr->mode);
+	g_key_file_set_uint64(file, "root", "uid", attr->uid);
+	g_key_file_set_uint64(file, "root", "gid", attr->gid);
+	text = g_key_file_to_data(file, &len, NULL);
+	bytes = g_bytes_new_take(text, len);
+	store_put("root", bytes, true, NULL, NULL);
+}
+
+void registry_load(const RegistryConfig *config)
+{
+	g_autoptr(GArray) serials = NULL;
+
+	reg.config = *config;
+	reg.next_id = config->first_id;
+	reg.by_name = g_hash_table_new(g_str_hash, g_str_equal);
+	reg.by_serial = g_hash_table_new(NULL, NULL);
+	reg.ids = g_hash_table_new(NULL, NULL);
+	reg.order = g_ptr_array_new();
+	load_root();
+	serials = store_list();
+	for (unsigned i = 0; i < serials->len; i++) {
+		Vm *vm = vm_new(g_array_index(serials, uint32_t, i), 0, "");
+
+		if (!vm_load(vm) || check_name(vm->name) || registry_find(vm->name) ||
+		    id_taken(vm->id)) {
+			log_error("%s/vms/%u is damaged; it is left alone and not shown",
+				  store_dir(), vm->serial);
+			vm_unref(vm);
+			continue;
+		}
+		insert(vm);
+		if (vm->id >= reg.next_id && vm->id < config->last_id)
+			reg.next_id = vm->id + 1;
+	}
+}
+
+/* ---- adoption ---- */
+
+typedef struct Adoption {
+	void (*fn)(void *arg);
+	void *arg;
+	unsigned left;
+	bool told;
+	Timer *timer;
+} Adoption;
+
+static void adoption_tell(Adoption *a)
+{
+	if (!a->told) {
+		a->told = true;
+		a->fn(a->arg);
+	}
+}
+
+static void adoption_late(void *arg)
+{
+	Adoption *a = arg;
+
+	a->timer = NULL;
+	adoption_tell(a);
+}
+
+static void adoption_less(Adoption *a)
+{
+	if (--a->left)
+		return;
+	timer_stop(&a->timer);
+	adoption_tell(a);
+	g_free(a);
+}
+
+static void adopted(Op *op, void *arg)
+{
+	(void)op;
+	adoption_less(arg);
+}
+
+void registry_adopt(void (*fn)(void *arg), void *arg)
+{
+	Adoption *a = g_new0(Adoption, 1);
+
+	a->fn = fn;
+	a->arg = arg;
+	a->left = 1;
+	a->timer = timer_start(ADOPT_WAIT_MS, adoption_late, a);
+	for (unsigned i = 0; i < reg.order->len; i++) {
+		Vm *vm = reg.order->pdata[i];
+
+		vm_adopt(vm);
+		if (vm->op) {
+			a->left++;
+			(void)op_wait(vm->op, false, adopted, a);
+		}
+	}
+	adoption_less(a);
+}
+
+void registry_close(void)
+{
+	for (unsigned i = 0; i < reg.order->len; i++) {
+		vm_detach(reg.order->pdata[i]);
+		vm_unref(reg.order->pdata[i]);
+	}
+	g_ptr_array_unref(reg.order);
+	g_hash_table_unref(reg.by_name);
+	g_hash_table_unref(reg.by_serial);
+	g_hash_table_unref(reg.ids);
+}
+
+/* ---- changes ---- */
+
+typedef struct Change {
+	Vm *vm;
+	char *old_name; /* of a rename */
+	RegistryDone fn;
+	void *arg;
+} Change;
+
+static Change *change_new(Vm *vm, RegistryDone fn, void *arg)
+{
+	Change *c = g_new0(Change, 1);
+
+	c->vm = vm_ref(vm);
+	c->fn = fn;
+	c->arg = arg;
+	return c;
+}
+
+static void change_end(Change *c, int err)
+{
+	if (c->fn)
+		c->fn(c->arg, err ? NULL : c->vm, err);
+	vm_unref(c->vm);
+	g_free(c->old_name);
+	g_free(c);
+}
+
+static void forget(Vm *vm)
+{
+	vm->removed = true;
+	take_out(vm);
+	/* Waiters see that it is removed, and leave. */
+	waitq_wake(&vm->waiters);
+	waitq_wake(&vm->console_writers);
+	if (vm->console)
+		waitq_wake(stream_queue(vm->console));
+	if (vm->events)
+		waitq_wake(stream_queue(vm->events));
+	vm_detach(vm);
+	vm_unref(vm);
+}
+
+static void made(void *arg, int err)
+{
+	Change *c = arg;
+
+	if (err)
+		forget(c->vm);
+	else
+		events_emit_word(c->vm, "created", c->vm->name);
+	change_end(c, err);
+}
+
+int registry_make(const char *name, mode_t mode, const Caller *who, RegistryDone fn, void *arg)
+{
+	g_autoptr(GBytes) meta = NULL;
+	int err = check_name(name);
+	uint32_t id;
+	Vm *vm;
+
+	if (err)
+		return err;
+	if (registry_find(name))
+		return EEXIST;
+	/* A daemon without root's rights cannot act for anybody but its own user. */
+	if (geteuid() != 0 && who->uid != geteuid())
+		return EPERM;
+	id = registry_count() < MAX_VMS ? new_id() : 0;
+	if (!id)
+		return ENOSPC;
+	vm = vm_new(store_next_serial(), id, name);
+	vm->mode = mode & 07777;
+	vm->umask = who->umask & 0777;
+	vm->uid = who->uid;
+	vm->gid = who->gid;
+	/* As mkdir(2) does in a set-group-ID directory. */
+	if (reg.root.mode & S_ISGID) {
+		vm->gid = reg.root.gid;
+		vm->mode |= S_ISGID;
+	}
+	insert(vm);
+	meta = vm_meta(vm);
+	store_make_vm(vm->serial, vm->uid, vm->gid, meta, made, change_new(vm, fn, arg));
+	return 0;
+}
+
+static void removed(void *arg, int err)
+{
+	change_end(arg, err);
+}
+
+int registry_remove(Vm *vm, RegistryDone fn, void *arg)
+{
+	Change *c;
+
+	if (vm_is_live(vm) || vm->op) {
+		g_autoptr(GError) e = err_new(EBUSY, "it is %s; stop it before removing it",
+					      vm->op ? "busy" : vm_state_name(vm->state));
+
+		vm_set_error(vm, "rmdir", e);
+		return EBUSY;
+	}
+	c = change_new(vm, fn, arg);
+	events_emit_word(vm, "removed", vm->name);
+	forget(vm);
+	store_remove_vm(vm->serial, removed, c);
+	return 0;
+}
+
+static void set_name(Vm *vm, const char *name)
+{
+	g_hash_table_remove(reg.by_name, vm->name);
+	g_free(vm->name);
+	vm->name = g_strdup(name);
+	g_hash_table_insert(reg.by_name, vm->name, vm);
+	reg.root.changed = vm_now();
+}
+
+static void meta_saved(void *arg, int err)
+{
+	Change *c = arg;
+
+	if (err && c->old_name && !c->vm->removed && !registry_find(c->old_name))
+		set_name(c->vm, c->old_name);
+	change_end(c, err);
+}
+
+static void save_meta(Change *c)
+{
+	g_autofree char *path = g_strdup_printf("vms/%u/meta", c->vm->serial);
+	g_autoptr(GBytes) meta = vm_meta(c->vm);
+
+	store_put(path, meta, true, meta_saved, c);
+}
+
+void registry_save_meta(Vm *vm, RegistryDone fn, void *arg)
+{
+	save_meta(change_new(vm, fn, arg));
+}
+
+int registry_rename(Vm *vm, const char *name, RegistryDone fn, void *arg)
+{
+	int err = check_name(name);
+	Change *c;
+
+	if (err)
+		return err;
+	if (registry_find(name))
+		return EEXIST;
+	if (vm_is_live(vm) || vm->op) {
+		g_autoptr(GError) e = err_new(EBUSY, "it is %s; stop it before renaming it",
+					      vm->op ? "busy" : vm_state_name(vm->state));
+
+		vm_set_error(vm, "mv", e);
+		return EBUSY;
+	}
+	c = change_new(vm, fn, arg);
+	c->old_name = g_strdup(vm->name);
+	events_emit_word(vm, "renamed", name);
+	set_name(vm, name);
+	save_meta(c);
+	return 0;
+}

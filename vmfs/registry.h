@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* All VMs: by name, by serial, in the order they were made; and the root directory's attributes. */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "vmfs/vm.h"
+
+typedef struct RegistryConfig {
+	uint32_t first_id, last_id; /* range of Vm.id */
+} RegistryConfig;
+
+/* Load what is stored. Blocks; at start only. */
+void registry_load(const RegistryConfig *config);
+/* Adopt the VMs that were live; fn is called when all are known, or when a time is up. */
+void registry_adopt(void (*fn)(void *arg), void *arg);
+/* Let go of everything; what runs goes on. */
+void registry_close(void);
+
+Vm *registry_find(const char *name);
+Vm *registry_by_serial(uint32_t serial);
+/* The VM with the next higher serial; NULL at the end. */
+Vm *registry_after(uint32_t serial);
+unsigned registry_count(void);
+
+/* Owner and mode of the root directory. */
+typedef struct RootAttr {
+	mode_t mode;
+	uid_t uid;
+	gid_t gid;
+	int64_t changed; /* microseconds since 1970 */
+} RootAttr;
+const RootAttr *registry_root(void);
+void registry_set_root(const RootAttr *attr);
+
+/* fn gets a finished VM (borrowed), or NULL and an errno. */
+typedef void (*RegistryDone)(void *arg, Vm *vm, int err);
+/* Make a VM. Errors known at once (EEXIST, EINVAL, ENAMETOOLONG, ENOSPC) are returned; else 0. */
+int registry_make(const char *name, mode_t mode, const Caller *who, RegistryDone fn, void *arg);
+/* Destroy one. EBUSY (with a sentence in `error`) while it is live. */
+int registry_remove(Vm *vm, RegistryDone fn, void *arg);
+int registry_rename(Vm *vm, const char *name, RegistryDone fn, void *arg);
+/* Store changed attributes. */
+void registry_save_meta(Vm *vm, RegistryDone fn, void *arg);

@@ -1,0 +1,493 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The state directory. The loop thread queues jobs; the store thread does them in order and posts
+ * them back. Nothing is shared but the job that changes hands.
+ */
+#include "vmfs/store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <glib/gstdio.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <uv.h>
+
+#include "vmfs/err.h"
+#include "vmfs/log.h"
+#include "vmfs/loop.h"
+
+#define FORMAT	     "1\n"
+#define SERIAL_BATCH 256 /* serials reserved at once, so that making a VM writes no counter */
+
+typedef enum JobKind { PUT, REMOVE, MAKE_VM, REMOVE_VM, CHOWN_VM, BARRIER, QUIT } JobKind;
+
+typedef struct Job {
+	JobKind kind;
+	char *path;
+	GBytes *data;
+	bool durable;
+	uid_t uid;
+	gid_t gid;
+	int err;
+	StoreDone fn;
+	void *arg;
+} Job;
+
+static struct {
+	char *dir;
+	int fd, lock_fd; /* fd: the state directory */
+	GThread *thread;
+	GAsyncQueue *todo, *done;
+	uv_async_t async;
+	unsigned busy; /* jobs not yet reported */
+	uint32_t next_serial, reserved_serial;
+} store;
+
+/* ---- the store thread ---- */
+
+static int write_all(int fd, const char *data, size_t len)
+{
+	while (len) {
+		ssize_t n = write(fd, data, len);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return errno;
+		data += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+static int sync_parent(const char *path)
+{
+	g_autofree char *dir = g_path_get_dirname(path);
+	int fd = openat(store.fd, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = 0;
+
+	if (fd < 0)
+		return errno;
+	if (fsync(fd))
+		err = errno;
+	close(fd);
+	return err;
+}
+
+static int put_file(const char *path, GBytes *data, bool durable)
+{
+	g_autofree char *tmp = g_strconcat(path, ".tmp", NULL);
+	gsize len;
+	const char *bytes = g_bytes_get_data(data, &len);
+	int fd = openat(store.fd, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+	int err;
+
+	if (fd < 0)
+		return errno;
+	err = write_all(fd, bytes, len);
+	if (!err && durable && fsync(fd))
+		err = errno;
+	if (close(fd) && !err)
+		err = errno;
+	if (!err && renameat(store.fd, tmp, store.fd, path))
+		err = errno;
+	if (err)
+		(void)unlinkat(store.fd, tmp, 0);
+	else if (durable)
+		err = sync_parent(path);
+	return err;
+}
+
+/* Remove what is in the directory fd (which is closed); never follows a link. */
+static int empty_dir(int fd)
+{
+	DIR *d = fdopendir(fd);
+	struct dirent *e;
+	int err = 0;
+
+	if (!d) {
+		err = errno;
+		close(fd);
+		return err;
+	}
+	while ((e = readdir(d))) {
+		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
+			continue;
+		if (!unlinkat(dirfd(d), e->d_name, 0))
+			continue;
+		if (errno == EISDIR) {
+			int sub = openat(dirfd(d), e->d_name,
+					 O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+
+			if (sub >= 0)
+				(void)empty_dir(sub);
+			if (!unlinkat(dirfd(d), e->d_name, AT_REMOVEDIR))
+				continue;
+		}
+		err = errno;
+	}
+	closedir(d);
+	return err;
+}
+
+static int remove_vm(const char *path)
+{
+	g_autofree char *meta = g_strconcat(path, "/meta", NULL);
+	int fd;
+
+	/* meta first: from here on the VM is no more, whenever we are killed. */
+	if (unlinkat(store.fd, meta, 0) && errno != ENOENT)
+		return errno;
+	fd = openat(store.fd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return errno == ENOENT ? 0 : errno;
+	if (fsync(fd))
+		log_warning("cannot sync %s/%s: %s", store.dir, path, g_strerror(errno));
+	(void)empty_dir(fd);
+	/* The VM is gone; a file that could not be removed is tried again at the next start. */
+	if (unlinkat(store.fd, path, AT_REMOVEDIR))
+		log_warning("cannot remove %s/%s: %s", store.dir, path, g_strerror(errno));
+	return 0;
+}
+
+static int make_vm(const Job *j)
+{
+	g_autofree char *data = g_strconcat(j->path, "/data", NULL);
+	g_autofree char *meta = g_strconcat(j->path, "/meta", NULL);
+	int err;
+
+	/* Searchable by all, so that an owner's VMM gets to its data directory. */
+	if (mkdirat(store.fd, j->path, 0711))
+		return errno;
+	if (mkdirat(store.fd, data, 0700) ||
+	    (geteuid() == 0 && fchownat(store.fd, data, j->uid, j->gid, AT_SYMLINK_NOFOLLOW)))
+		err = errno;
+	else
+		err = put_file(meta, j->data, true);
+	if (!err)
+		err = sync_parent(j->path);
+	if (err)
+		(void)remove_vm(j->path);
+	return err;
+}
+
+static int chown_data(const Job *j)
+{
+	g_autofree char *data = g_strconcat(j->path, "/data", NULL);
+	int fd = openat(store.fd, data, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), err = 0;
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *e;
+
+	if (!d)
+		return errno;
+	while ((e = readdir(d))) {
+		if (!strcmp(e->d_name, ".."))
+			continue;
+		/* A hard link to a file of somebody else's must not be given away. */
+		struct stat st;
+
+		if (fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) ||
+		    (!S_ISDIR(st.st_mode) && st.st_nlink > 1))
+			continue;
+		if (fchownat(dirfd(d), e->d_name, j->uid, j->gid, AT_SYMLINK_NOFOLLOW))
+			err = errno;
+	}
+	closedir(d);
+	return err;
+}
+
+static int do_job(Job *j)
+{
+	switch (j->kind) {
+	case PUT:
+		return put_file(j->path, j->data, j->durable);
+	case REMOVE:
+		return unlinkat(store.fd, j->path, 0) && errno != ENOENT ? errno : 0;
+	case MAKE_VM:
+		return make_vm(j);
+	case REMOVE_VM:
+		return remove_vm(j->path);
+	case CHOWN_VM:
+		return chown_data(j);
+	case BARRIER:
+	case QUIT:
+		return 0;
+	}
+	return EINVAL;
+}
+
+static void *store_thread(void *arg)
+{
+	for (;;) {
+		Job *j = g_async_queue_pop(store.todo);
+		bool quit = j->kind == QUIT;
+
+		j->err = do_job(j);
+		g_async_queue_push(store.done, j);
+		if (quit)
+			return arg;
+		(void)uv_async_send(&store.async);
+	}
+}
+
+/* ---- the loop thread ---- */
+
+static void job_free(Job *j)
+{
+	g_free(j->path);
+	if (j->data)
+		g_bytes_unref(j->data);
+	g_free(j);
+}
+
+static void report_jobs(void)
+{
+	Job *j;
+
+	while ((j = g_async_queue_try_pop(store.done))) {
+		store.busy--;
+		if (j->err && !j->fn && j->kind != QUIT)
+			log_error("cannot write %s/%s: %s", store.dir, j->path, g_strerror(j->err));
+		if (j->fn)
+			j->fn(j->arg, j->err);
+		job_free(j);
+	}
+}
+
+static void on_async(uv_async_t *handle)
+{
+	(void)handle;
+	report_jobs();
+}
+
+static void queue_job(JobKind kind, char *path, GBytes *data, bool durable, uid_t uid, gid_t gid,
+		      StoreDone fn, void *arg)
+{
+	Job *j = g_new0(Job, 1);
+
+	j->kind = kind;
+	j->path = path;
+	j->data = data ? g_bytes_ref(data) : NULL;
+	j->durable = durable;
+	j->uid = uid;
+	j->gid = gid;
+	j->fn = fn;
+	j->arg = arg;
+	store.busy++;
+	g_async_queue_push(store.todo, j);
+}
+
+static char *vm_path(uint32_t serial)
+{
+	return g_strdup_printf("vms/%u", serial);
+}
+
+void store_put(const char *path, GBytes *data, bool durable, StoreDone fn, void *arg)
+{
+	queue_job(PUT, g_strdup(path), data, durable, 0, 0, fn, arg);
+}
+
+void store_remove(const char *path, StoreDone fn, void *arg)
+{
+	queue_job(REMOVE, g_strdup(path), NULL, false, 0, 0, fn, arg);
+}
+
+void store_make_vm(uint32_t serial, uid_t uid, gid_t gid, GBytes *meta, StoreDone fn, void *arg)
+{
+	queue_job(MAKE_VM, vm_path(serial), meta, true, uid, gid, fn, arg);
+}
+
+void store_remove_vm(uint32_t serial, StoreDone fn, void *arg)
+{
+	queue_job(REMOVE_VM, vm_path(serial), NULL, true, 0, 0, fn, arg);
+}
+
+void store_chown_vm(uint32_t serial, uid_t uid, gid_t gid, StoreDone fn, void *arg)
+{
+	queue_job(CHOWN_VM, vm_path(serial), NULL, false, uid, gid, fn, arg);
+}
+
+void store_barrier(StoreDone fn, void *arg)
+{
+	if (store.busy)
+		queue_job(BARRIER, NULL, NULL, false, 0, 0, fn, arg);
+	else
+		fn(arg, 0);
+}
+
+const char *store_dir(void)
+{
+	return store.dir;
+}
+
+char *store_path(const char *fmt, ...)
+{
+	va_list ap;
+	g_autofree char *rel = NULL;
+
+	va_start(ap, fmt);
+	rel = g_strdup_vprintf(fmt, ap);
+	va_end(ap);
+	return g_build_filename(store.dir, rel, NULL);
+}
+
+GBytes *store_get(const char *path, size_t max)
+{
+	int fd = openat(store.fd, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	g_autofree char *buf = NULL;
+	struct stat st;
+	ssize_t n;
+
+	if (fd < 0) {
+		if (errno != ENOENT)
+			log_error("cannot read %s/%s: %s", store.dir, path, g_strerror(errno));
+		return NULL;
+	}
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || (uint64_t)st.st_size > max) {
+		log_error("%s/%s is not a file of at most %zu bytes", store.dir, path, max);
+		close(fd);
+		return NULL;
+	}
+	buf = g_malloc((size_t)st.st_size + 1);
+	n = read(fd, buf, (size_t)st.st_size);
+	close(fd);
+	if (n != st.st_size) {
+		log_error("cannot read %s/%s", store.dir, path);
+		return NULL;
+	}
+	return g_bytes_new_take(g_steal_pointer(&buf), (size_t)n);
+}
+
+static int compare_serials(const void *a, const void *b)
+{
+	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+GArray *store_list(void)
+{
+	GArray *list = g_array_new(FALSE, FALSE, sizeof(uint32_t));
+	int fd = openat(store.fd, "vms", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *e;
+
+	while (d && (e = readdir(d))) {
+		char *end;
+		unsigned long n = strtoul(e->d_name, &end, 10);
+		uint32_t serial = (uint32_t)n;
+		g_autofree char *path = NULL, *meta = NULL;
+
+		if (end == e->d_name || *end || !n || n > UINT32_MAX)
+			continue;
+		path = vm_path(serial);
+		meta = g_strconcat(path, "/meta", NULL);
+		if (faccessat(store.fd, meta, F_OK, AT_SYMLINK_NOFOLLOW) && errno == ENOENT)
+			(void)remove_vm(path);
+		else
+			g_array_append_val(list, serial);
+		if (serial >= store.next_serial)
+			store.next_serial = serial + 1;
+	}
+	if (d)
+		closedir(d);
+	g_array_sort(list, compare_serials);
+	return list;
+}
+
+uint32_t store_next_serial(void)
+{
+	if (store.next_serial >= store.reserved_serial) {
+		g_autofree char *text = NULL;
+		g_autoptr(GBytes) bytes = NULL;
+
+		store.reserved_serial = store.next_serial + SERIAL_BATCH;
+		text = g_strdup_printf("%u\n", store.reserved_serial);
+		bytes = g_bytes_new(text, strlen(text));
+		/* In order before the VM that gets the serial, so never given out twice. */
+		store_put("next", bytes, true, NULL, NULL);
+	}
+	return store.next_serial++;
+}
+
+static bool check_format(GError **err)
+{
+	g_autoptr(GBytes) have = store_get("format", 64), want = g_bytes_new_static(FORMAT, 2);
+	int e;
+
+	if (have && !g_bytes_equal(have, want))
+		return err_set(err, ENOTSUP,
+			       "%s was written by another version of vmfs (its `format` is not 1); "
+			       "use that version, or another --state-dir",
+			       store.dir);
+	if (have)
+		return true;
+	e = put_file("format", want, true);
+	return !e || err_set(err, e, "cannot write %s/format: %s", store.dir, g_strerror(e));
+}
+
+static bool open_dirs(const char *dir, GError **err)
+{
+	if (g_mkdir_with_parents(dir, 0711))
+		return err_set(err, errno, "cannot make the state directory %s: %s", dir,
+			       g_strerror(errno));
+	store.dir = realpath(dir, NULL);
+	store.fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (!store.dir || store.fd < 0)
+		return err_set(err, errno, "cannot open the state directory %s: %s", dir,
+			       g_strerror(errno));
+	store.lock_fd = openat(store.fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (store.lock_fd < 0)
+		return err_set(err, errno, "cannot write to the state directory %s: %s", dir,
+			       g_strerror(errno));
+	if (flock(store.lock_fd, LOCK_EX | LOCK_NB))
+		return err_set(err, EBUSY,
+			       "another vmfs uses the state directory %s; stop it first, or give "
+			       "another one with --state-dir",
+			       store.dir);
+	if (mkdirat(store.fd, "vms", 0711) && errno != EEXIST)
+		return err_set(err, errno, "cannot make %s/vms: %s", store.dir, g_strerror(errno));
+	return true;
+}
+
+bool store_open(const char *state_dir, GError **err)
+{
+	g_autoptr(GBytes) next = NULL;
+
+	if (!open_dirs(state_dir, err) || !check_format(err))
+		return false;
+	next = store_get("next", 64);
+	store.next_serial = 1;
+	if (next) {
+		g_autofree char *text =
+			g_strndup(g_bytes_get_data(next, NULL), g_bytes_get_size(next));
+
+		store.next_serial = (uint32_t)MAX(1, strtoul(text, NULL, 10));
+	}
+	store.reserved_serial = store.next_serial;
+	store.todo = g_async_queue_new();
+	store.done = g_async_queue_new();
+	(void)uv_async_init(loop_get(), &store.async, on_async);
+	store.thread = g_thread_new("store", store_thread, NULL);
+	return true;
+}
+
+void store_close(void)
+{
+	if (!store.thread)
+		return;
+	queue_job(QUIT, NULL, NULL, false, 0, 0, NULL, NULL);
+	(void)g_thread_join(store.thread);
+	store.thread = NULL;
+	report_jobs();
+	g_async_queue_unref(store.todo);
+	g_async_queue_unref(store.done);
+	uv_close((uv_handle_t *)&store.async, NULL);
+	close(store.lock_fd);
+	close(store.fd);
+	free(store.dir);
+}

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The state directory: plain files, each replaced as a whole. Writes go through one thread in the
+ * order they were asked for, so a slow disk delays the answer to whoever asked, and nobody else.
+ *
+ *	<state>/format, lock, next, root
+ *	<state>/vms/SERIAL/{meta,spec.yaml,spec.yaml.rej,run,error}	the daemon's
+ *	<state>/vms/SERIAL/data/					the VM owner's
+ *
+ * `meta` makes a VM: a directory without it is what an unfinished mkdir or rmdir left.
+ */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* err: 0 or an errno. Called on the loop, when what was asked is safe on the disk. */
+typedef void (*StoreDone)(void *arg, int err);
+
+/*
+ * Make and lock the state directory and start the thread. EBUSY when another daemon has it,
+ * ENOTSUP when its format is a newer one.
+ */
+bool store_open(const char *state_dir, GError **err);
+/* Finish all writes and stop. */
+void store_close(void);
+const char *store_dir(void);
+/* Path below the state directory; owned by the caller. */
+char *store_path(const char *fmt, ...) G_GNUC_PRINTF(1, 2);
+
+/* All take a path below the state directory. fn may be NULL: failures are then logged. */
+
+/* Replace a file; durable says that it must survive a power cut. Takes a reference to data. */
+void store_put(const char *path, GBytes *data, bool durable, StoreDone fn, void *arg);
+void store_remove(const char *path, StoreDone fn, void *arg);
+/* vms/SERIAL with its data directory, and meta in it. */
+void store_make_vm(uint32_t serial, uid_t uid, gid_t gid, GBytes *meta, StoreDone fn, void *arg);
+void store_remove_vm(uint32_t serial, StoreDone fn, void *arg);
+/* Give data/ and all in it to another owner. */
+void store_chown_vm(uint32_t serial, uid_t uid, gid_t gid, StoreDone fn, void *arg);
+
+/* Call fn when all that was asked for so far is done: at once when nothing is. */
+void store_barrier(StoreDone fn, void *arg);
+
+/* At start only: these block. */
+
+/* The serials of the VMs, ascending, of uint32_t; what is left of unfinished ones is removed. */
+GArray *store_list(void);
+/* A file's bytes; NULL when there is none, or (logged) when it cannot be read. At most `max` bytes.
+ */
+GBytes *store_get(const char *path, size_t max);
+
+/* A serial that was never given out before. */
+uint32_t store_next_serial(void);

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The verbs that `state` takes: one row each. */
+#include <string.h>
+
+#include "vmfs/op.h"
+
+#define S(x) (1u << VM_##x)
+
+// clang-format off
+const Verb verbs[] = {
+	/*  name      kind       legal in                     during       after          deadline */
+	{ "start",  OP_START,  S(STOPPED) | S(CRASHED),     VM_STARTING, VM_RUNNING,    60000,
+	  .doc = "boot it; done when its vCPUs run" },
+	{ "stop",   OP_STOP,   S(RUNNING) | S(PAUSED),      VM_STOPPING, VM_STOPPED,    20000,
+	  .seconds = true,
+	  .doc = "ask the guest to power off, and force it after SECONDS (default: stop_timeout); done when the VMM is gone" },
+	{ "kill",   OP_KILL,   S(RUNNING) | S(PAUSED) | S(STARTING) | S(STOPPING) | S(UNKNOWN),
+							    VM_STOPPING, VM_STOPPED,    10000,
+	  .preempt = true,
+	  .doc = "end the VMM at once; cancels whatever else is under way" },
+	{ "pause",  OP_PAUSE,  S(RUNNING),                  VM_STATE_MAX, VM_PAUSED,    10000,
+	  .doc = "stop the vCPUs, keep the memory" },
+	{ "resume", OP_RESUME, S(PAUSED),                   VM_STATE_MAX, VM_RUNNING,   10000,
+	  .doc = "let the vCPUs of a paused VM go on" },
+	{ "reboot", OP_REBOOT, S(RUNNING),                  VM_STATE_MAX, VM_STATE_MAX, 120000,
+	  .doc = "ask the guest to restart; done when it has reset" },
+	{ "reset",  OP_RESET,  S(RUNNING) | S(PAUSED),      VM_STATE_MAX, VM_STATE_MAX, 10000,
+	  .doc = "press the reset button" },
+	{ 0 },
+};
+// clang-format on
+
+const Verb *verb_find(const char *name)
+{
+	for (const Verb *v = verbs; v->name; v++)
+		if (!strcmp(v->name, name))
+			return v;
+	return NULL;
+}
+
+const Verb *verb_of(OpKind kind)
+{
+	for (const Verb *v = verbs; v->name; v++)
+		if (v->kind == kind)
+			return v;
+	return NULL;
+}

@@ -1,0 +1,456 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The VM object: what it is and what it should be, and the calls by which backends report changes.
+ * Commands are in command.c, what is stored in vm_store.c.
+ */
+#include "vmfs/vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "vmfs/err.h"
+#include "vmfs/event.h"
+#include "vmfs/log.h"
+#include "vmfs/loop.h"
+#include "vmfs/scratch.h"
+#include "vmfs/store.h"
+#include "vmfs/tty.h"
+#include "vmfs/waitq.h"
+
+#define MAX_FACTS 64
+#define MAX_IPS	  32
+
+VmConfig vm_config;
+
+static const char *const state_names[] = {
+	[VM_STOPPED] = "stopped", [VM_STARTING] = "starting", [VM_RUNNING] = "running",
+	[VM_PAUSED] = "paused",	  [VM_STOPPING] = "stopping", [VM_ASLEEP] = "asleep",
+	[VM_CRASHED] = "crashed", [VM_UNKNOWN] = "unknown",
+};
+
+const char *vm_state_name(VmState state)
+{
+	return state_names[state];
+}
+
+VmState vm_state_find(const char *name)
+{
+	for (unsigned i = 0; i < VM_STATE_MAX; i++)
+		if (!strcmp(state_names[i], name))
+			return (VmState)i;
+	return VM_STATE_MAX;
+}
+
+Vm *vm_new(uint32_t serial, uint32_t id, const char *name)
+{
+	Vm *vm = g_new0(Vm, 1);
+
+	vm->refs = 1;
+	vm->serial = serial;
+	vm->id = id;
+	vm->name = g_strdup(name);
+	vm->spec = spec_default();
+	vm->exit_status = -1;
+	vm->created = vm->changed = vm->since = vm_now();
+	return vm;
+}
+
+Vm *vm_ref(Vm *vm)
+{
+	vm->refs++;
+	return vm;
+}
+
+static void drop_backend(Vm *vm)
+{
+	if (!vm->bv)
+		return;
+	if (vm->bv->be->cls->fini)
+		vm->bv->be->cls->fini(vm->bv);
+	spec_unref(vm->bv->spec);
+	g_free(vm->bv);
+	vm->bv = NULL;
+}
+
+void vm_detach(Vm *vm)
+{
+	timer_stop(&vm->spec_back);
+	tty_close(vm);
+	drop_backend(vm);
+	scratch_free_all(vm);
+}
+
+void vm_unref(Vm *vm)
+{
+	if (!vm || --vm->refs)
+		return;
+	vm_detach(vm);
+	spec_unref(vm->spec);
+	if (vm->rejected)
+		g_bytes_unref(vm->rejected);
+	if (vm->attrs)
+		g_hash_table_unref(vm->attrs);
+	if (vm->facts)
+		g_ptr_array_unref(vm->facts);
+	if (vm->run)
+		g_key_file_unref(vm->run);
+	g_strfreev(vm->ips);
+	stream_free(vm->console);
+	stream_free(vm->events);
+	g_free(vm->name);
+	g_free(vm->reason);
+	g_free(vm->error);
+	g_free(vm->data_dir);
+	g_free(vm->run_dir);
+	g_free(vm);
+}
+
+bool vm_is_live(const Vm *vm)
+{
+	return vm->state != VM_STOPPED && vm->state != VM_CRASHED && vm->state != VM_ASLEEP;
+}
+
+BackendVm *vm_backend(Vm *vm, GError **err)
+{
+	Backend *be;
+
+	if (vm->bv && (vm_is_live(vm) || vm->op))
+		return vm->bv;
+	be = backend_for(vm->spec, err);
+	if (!be)
+		return NULL;
+	if (vm->bv && vm->bv->be != be)
+		drop_backend(vm);
+	if (!vm->bv) {
+		vm->bv = g_malloc0(be->cls->vm_size);
+		vm->bv->be = be;
+		vm->bv->vm = vm;
+	}
+	spec_unref(vm->bv->spec);
+	vm->bv->spec = spec_ref(vm->spec);
+	return vm->bv;
+}
+
+void vm_changed(Vm *vm, unsigned changes)
+{
+	vm->changed = vm_now();
+	for (unsigned i = 0; i < EV_COUNT; i++)
+		if (changes & (1u << i))
+			vm->versions[i]++;
+	events_emit(vm, changes);
+	waitq_wake(&vm->waiters);
+}
+
+static bool op_state(const Vm *vm, VmState *ret)
+{
+	if (!vm->op || op_done(vm->op) || op_verb(vm->op)->during == VM_STATE_MAX)
+		return false;
+	*ret = op_verb(vm->op)->during;
+	return true;
+}
+
+/* What ends with the run of a VM. Returns what that changed. */
+static unsigned forget_run(Vm *vm)
+{
+	unsigned changes = 0;
+
+	if (vm->ips)
+		changes |= EV_IP;
+	if (vm->agent)
+		changes |= EV_AGENT;
+	if (vm->pid)
+		changes |= EV_PID;
+	g_clear_pointer(&vm->ips, g_strfreev);
+	g_clear_pointer(&vm->facts, g_ptr_array_unref);
+	vm->agent = false;
+	vm->pid = 0;
+	return changes;
+}
+
+void vm_refresh_state(Vm *vm)
+{
+	VmState state = vm->pushed;
+	bool was_live = vm_is_live(vm);
+
+	(void)op_state(vm, &state);
+	if (state == vm->state)
+		return;
+	vm->state = state;
+	vm->since = vm_now();
+	/* Only a live VM can differ from its spec. */
+	vm_changed(vm, EV_STATE | (was_live != vm_is_live(vm) ? EV_PENDING : 0));
+	vm_save_run(vm);
+}
+
+void vm_push_state(Vm *vm, VmState state, const char *reason)
+{
+	unsigned changes = 0;
+
+	if (g_strcmp0(vm->reason, reason)) {
+		g_free(vm->reason);
+		vm->reason = g_strdup(reason);
+		changes |= EV_REASON;
+	}
+	vm->pushed = state;
+	if (state == VM_STOPPED || state == VM_CRASHED)
+		changes |= forget_run(vm);
+	/* The reason first: whoever waits for the state finds it in place. */
+	if (changes)
+		vm_changed(vm, changes);
+	vm_refresh_state(vm);
+}
+
+void vm_set_error(Vm *vm, const char *verb, const GError *e)
+{
+	g_autofree char *path = g_strdup_printf("vms/%u/error", vm->serial);
+	g_autoptr(GBytes) bytes = NULL;
+	GString *line;
+
+	if (!e && !vm->error)
+		return;
+	g_clear_pointer(&vm->error, g_free);
+	if (e) {
+		int code = err_code(e);
+
+		line = g_string_new(NULL);
+		events_time(line, vm_now());
+		g_string_append_printf(line, " %s %s: %s", verb, err_name(code), e->message);
+		/* One line, whatever a hypervisor put into its message. */
+		for (char *c = line->str; *c; c++)
+			if ((unsigned char)*c < ' ')
+				*c = ' ';
+		vm->error = g_string_free(line, FALSE);
+		bytes = g_bytes_new(vm->error, strlen(vm->error));
+		store_put(path, bytes, false, NULL, NULL);
+	} else {
+		store_remove(path, NULL, NULL);
+	}
+	vm_changed(vm, EV_ERROR);
+}
+
+GPtrArray *vm_pending(const Vm *vm)
+{
+	if (!vm->bv || !vm_is_live(vm))
+		return g_ptr_array_new();
+	return spec_diff(vm->spec, vm->bv->spec);
+}
+
+void vm_set_spec(Vm *vm, Spec *spec)
+{
+	if (vm->bv && vm_is_live(vm)) {
+		g_autofree char *path = g_strdup_printf("vms/%u/started.yaml", vm->serial);
+
+		store_put(path, vm->bv->spec->text, false, NULL, NULL);
+	}
+	spec_ref(spec);
+	spec_unref(vm->spec);
+	vm->spec = spec;
+	vm_changed(vm, EV_SPEC | (vm_is_live(vm) ? EV_PENDING : 0));
+}
+
+void vm_set_rejected(Vm *vm, GBytes *text)
+{
+	g_autofree char *path = g_strdup_printf("vms/%u/spec.yaml.rej", vm->serial);
+
+	if (!text && !vm->rejected)
+		return;
+	if (vm->rejected)
+		g_bytes_unref(vm->rejected);
+	vm->rejected = text ? g_bytes_ref(text) : NULL;
+	if (text)
+		store_put(path, text, true, NULL, NULL);
+	else
+		store_remove(path, NULL, NULL);
+	vm_changed(vm, EV_REJECTED);
+}
+
+Stream *vm_console(Vm *vm)
+{
+	if (!vm->console)
+		vm->console = stream_new(VM_CONSOLE_KEEP);
+	return vm->console;
+}
+
+Stream *vm_events(Vm *vm)
+{
+	if (!vm->events)
+		vm->events = stream_new(VM_EVENTS_KEEP);
+	return vm->events;
+}
+
+ssize_t vm_type(Vm *vm, const char *data, size_t len)
+{
+	size_t n;
+
+	if (vm->pushed != VM_RUNNING && vm->pushed != VM_PAUSED)
+		return -ESRCH;
+	n = vm->bv->be->cls->console_write(vm->bv, data, len);
+	return n || !len ? (ssize_t)n : -EAGAIN;
+}
+
+/* ---- what backends ask ---- */
+
+const char *vm_name(const Vm *vm)
+{
+	return vm->name;
+}
+
+unsigned vm_id(const Vm *vm)
+{
+	return vm->id;
+}
+
+uid_t vm_uid(const Vm *vm)
+{
+	return vm->uid;
+}
+
+gid_t vm_gid(const Vm *vm)
+{
+	return vm->gid;
+}
+
+VmState vm_state(const Vm *vm)
+{
+	return vm->state;
+}
+
+const char *vm_data_dir(Vm *vm)
+{
+	if (!vm->data_dir)
+		vm->data_dir = store_path("vms/%u/data", vm->serial);
+	return vm->data_dir;
+}
+
+const char *vm_run_dir(Vm *vm)
+{
+	if (!vm->run_dir)
+		vm->run_dir = g_strdup_printf("%s/%u", vm_config.runtime_dir, vm->serial);
+	return vm->run_dir;
+}
+
+GKeyFile *vm_run_file(Vm *vm)
+{
+	return vm->run;
+}
+
+bool vm_make_run_dir(Vm *vm, GError **err)
+{
+	const char *dir = vm_run_dir(vm);
+
+	vm_remove_run_dir(vm);
+	if (mkdir(dir, 0700) || (geteuid() == 0 && chown(dir, vm->uid, vm->gid)))
+		return err_set(err, errno, "cannot make %s: %s", dir, g_strerror(errno));
+	return true;
+}
+
+void vm_remove_run_dir(Vm *vm)
+{
+	const char *dir = vm_run_dir(vm);
+	GDir *d = g_dir_open(dir, 0, NULL);
+	const char *name;
+	int fd;
+
+	if (!d)
+		return;
+	/* Only plain entries can be in it; the owner could have put a link in its place, so by fd.
+	 */
+	fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	while (fd >= 0 && (name = g_dir_read_name(d)))
+		(void)unlinkat(fd, name, 0);
+	g_dir_close(d);
+	if (fd >= 0)
+		close(fd);
+	if (rmdir(dir) && errno != ENOENT)
+		log_warning("cannot remove %s: %s", dir, g_strerror(errno));
+}
+
+/* ---- what backends report ---- */
+
+void backend_state(BackendVm *bv, VmState state, const char *reason)
+{
+	vm_push_state(bv->vm, state, reason);
+}
+
+void backend_gone(BackendVm *bv, VmState state, const char *reason, int exit_status)
+{
+	Vm *vm = bv->vm;
+
+	vm->exit_status = exit_status;
+	if (vm->pushed != VM_STOPPED && vm->pushed != VM_CRASHED)
+		log_info("%s: %s (%s)", vm->name, vm_state_name(state), reason ? reason : "-");
+	vm_push_state(vm, state, reason);
+	vm_save_run(vm);
+}
+
+void backend_ips(BackendVm *bv, const char *const *ips)
+{
+	Vm *vm = bv->vm;
+	GPtrArray *copy;
+
+	if (!ips && !vm->ips)
+		return;
+	if (ips && vm->ips && g_strv_equal(ips, (const char *const *)vm->ips))
+		return;
+	g_clear_pointer(&vm->ips, g_strfreev);
+	if (ips && ips[0]) {
+		copy = g_ptr_array_new();
+		for (unsigned i = 0; ips[i] && i < MAX_IPS; i++)
+			g_ptr_array_add(copy, g_strdup(ips[i]));
+		g_ptr_array_add(copy, NULL);
+		vm->ips = (char **)g_ptr_array_free(copy, FALSE);
+	}
+	vm_changed(vm, EV_IP);
+}
+
+void backend_agent(BackendVm *bv, bool up)
+{
+	if (bv->vm->agent == up)
+		return;
+	bv->vm->agent = up;
+	vm_changed(bv->vm, EV_AGENT);
+}
+
+void backend_console(BackendVm *bv, const char *data, size_t len)
+{
+	stream_append(vm_console(bv->vm), data, len);
+}
+
+void backend_console_room(BackendVm *bv)
+{
+	waitq_wake(&bv->vm->console_writers);
+}
+
+void backend_fact(BackendVm *bv, const char *key, const char *value)
+{
+	Vm *vm = bv->vm;
+	size_t len = strlen(key);
+
+	if (!vm->facts)
+		vm->facts = g_ptr_array_new_with_free_func(g_free);
+	for (unsigned i = 0; i < vm->facts->len; i++) {
+		const char *fact = vm->facts->pdata[i];
+
+		if (!strncmp(fact, key, len) && fact[len] == ' ') {
+			g_ptr_array_remove_index(vm->facts, i);
+			break;
+		}
+	}
+	if (value && vm->facts->len < MAX_FACTS)
+		g_ptr_array_add(vm->facts, g_strdup_printf("%s %s", key, value));
+	vm_changed(vm, EV_FACTS);
+}
+
+void backend_changed(BackendVm *bv)
+{
+	vm_save_run(bv->vm);
+}
+
+void backend_pid(BackendVm *bv, pid_t pid)
+{
+	bv->vm->pid = pid;
+	vm_changed(bv->vm, EV_PID);
+}

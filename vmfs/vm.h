@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A VM: its identity, what it should be (spec), what it is (state, pushed up by the backend), and
+ * the one operation that is under way. Readers see this memory; nothing here blocks. Loop thread
+ * only. Counted: the registry holds one reference for as long as the VM exists.
+ */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "backends/backend.h"
+#include "vmfs/loop.h"
+#include "vmfs/op.h"
+#include "vmfs/spec.h"
+#include "vmfs/stream.h"
+
+#define VM_CONSOLE_KEEP (64u << 10) /* bytes of console that a new reader is shown */
+#define VM_EVENTS_KEEP	(64u << 10) /* bytes of events that a slow reader may lag behind */
+
+/* Who asks: the credentials of a request. */
+typedef struct Caller {
+	uid_t uid;
+	gid_t gid;
+	pid_t pid;
+	mode_t umask;
+	gid_t *groups; /* supplementary, or NULL: not looked up */
+	int n_groups;
+} Caller;
+
+/* What can change, as bits of a mask: the `events` column of the node tables. */
+typedef enum VmChange {
+	EV_STATE = 1 << 0,
+	EV_REASON = 1 << 1,
+	EV_PID = 1 << 2,
+	EV_IP = 1 << 3,
+	EV_AGENT = 1 << 4,
+	EV_SPEC = 1 << 5,
+	EV_PENDING = 1 << 6,
+	EV_ERROR = 1 << 7,
+	EV_OPERATION = 1 << 8,
+	EV_FACTS = 1 << 9,
+	EV_REJECTED = 1 << 10,
+} VmChange;
+#define EV_COUNT 11
+
+/* What chmod and chown said of one file; unset fields follow the VM. */
+typedef struct VmAttr {
+	mode_t mode; /* (mode_t)-1: not set */
+	uid_t uid;   /* (uid_t)-1: not set */
+	gid_t gid;
+} VmAttr;
+
+struct Vm {
+	unsigned refs;
+	bool removed;
+	uint32_t serial; /* never reused; in the inode numbers and in the store */
+	uint32_t id;	 /* small, unique on this host while the VM exists */
+	char *name;
+
+	uid_t uid;
+	gid_t gid;
+	mode_t mode, umask;
+	GHashTable *attrs;	  /* node id to VmAttr; NULL: none */
+	int64_t created, changed; /* microseconds since 1970 */
+
+	Spec *spec;	  /* in force */
+	GBytes *rejected; /* spec.yaml.rej; NULL: none */
+	bool spec_away;	  /* an editor has moved spec.yaml away and is about to bring another */
+	Timer *spec_back;
+
+	VmState state;	/* what is shown: that of the op under way, else `pushed` */
+	VmState pushed; /* the hypervisor's last word */
+	char *reason;	/* one word, or NULL */
+	int64_t since;
+	int exit_status;  /* as of waitpid(2); -1: none known */
+	pid_t pid;	  /* 0: none */
+	GPtrArray *facts; /* "key value" strings from the backend */
+	char **ips;	  /* NULL: not known */
+	bool agent;
+	unsigned restarts;
+	char *error; /* the line of the `error` file, or NULL */
+
+	BackendVm *bv; /* NULL until a backend is needed */
+	GKeyFile *run; /* what the backend stored before the daemon restarted */
+	char *data_dir, *run_dir;
+	Op *op, *next_op; /* under way; waiting for op to be cancelled */
+
+	Stream *console, *events;    /* NULL until first used */
+	uint32_t versions[EV_COUNT]; /* how often each has changed */
+	GQueue waiters;		     /* parked readers of wait/, and pollers of files */
+	GQueue console_writers;	     /* writers for whom the console had no room */
+	struct Tty *tty;	     /* tty.h; NULL until first looked at */
+	GHashTable *scratch;	     /* scratch.h; NULL: none */
+};
+
+typedef struct VmConfig {
+	const char *runtime_dir;
+} VmConfig;
+
+extern VmConfig vm_config;
+
+/* A VM in memory only; the registry brings it into being. */
+Vm *vm_new(uint32_t serial, uint32_t id, const char *name);
+Vm *vm_ref(Vm *vm);
+void vm_unref(Vm *vm);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Vm, vm_unref)
+/* Let go of the backend's watches and free what waits; the VM is then removed or the daemon ends.
+ */
+void vm_detach(Vm *vm);
+
+/* There is a VMM, or there may be one. */
+bool vm_is_live(const Vm *vm);
+
+/* Show the state that holds now: for when an operation begins or ends. */
+void vm_refresh_state(Vm *vm);
+
+/* The backend of the VM's spec, made on first use; another one when the spec was changed. */
+BackendVm *vm_backend(Vm *vm, GError **err);
+
+/* Tell the streams, waiters and pollers that these things have changed. */
+void vm_changed(Vm *vm, unsigned changes);
+
+/* The hypervisor's word on the state. Shown at once unless an operation's own state is. */
+void vm_push_state(Vm *vm, VmState state, const char *reason);
+/* Record a failure in `error` ("start", e), or a success (NULL). */
+void vm_set_error(Vm *vm, const char *verb, const GError *e);
+/* Take a new document into force. */
+void vm_set_spec(Vm *vm, Spec *spec);
+void vm_set_rejected(Vm *vm, GBytes *text);
+/* Keys that the running VM does not have yet; owned by the caller. */
+GPtrArray *vm_pending(const Vm *vm);
+
+Stream *vm_console(Vm *vm);
+Stream *vm_events(Vm *vm);
+
+/* Type at the console. Bytes taken, -EAGAIN when it has no room, -ESRCH when nothing runs. */
+ssize_t vm_type(Vm *vm, const char *data, size_t len);
+
+/* Write to the store: identity and attributes; what a restarted daemon must know of the run. */
+GBytes *vm_meta(const Vm *vm);
+void vm_save_run(Vm *vm);
+/* Fill in from the store. false: damaged. */
+bool vm_load(Vm *vm);
+bool vm_load_meta(Vm *vm, GBytes *meta);
+/* Find out about a VM that was live when the former daemon ended. */
+void vm_adopt(Vm *vm);
+
+/*
+ * Run what was written to `state`. false: refused, with the errno and sentence to tell (which are
+ * in `error` already). Else *op (a reference) is what to wait for, or NULL: nothing left to do.
+ */
+bool vm_command(Vm *vm, const char *text, size_t len, Op **op, GError **err);
+
+static inline int64_t vm_now(void)
+{
+	return g_get_real_time();
+}

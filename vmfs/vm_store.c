@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What is stored of a VM. `meta` is its identity, `run` what a restarted daemon must know of the
+ * VMM that may still run, `started.yaml` the spec it was started with once that was edited since.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "vmfs/err.h"
+#include "vmfs/event.h"
+#include "vmfs/log.h"
+#include "vmfs/node.h"
+#include "vmfs/store.h"
+#include "vmfs/vm.h"
+
+#define MAX_FILE	  (1u << 20)
+#define ADOPT_DEADLINE_MS 15000
+
+static GBytes *key_file_bytes(GKeyFile *file)
+{
+	gsize len;
+	char *text = g_key_file_to_data(file, &len, NULL);
+
+	return g_bytes_new_take(text, len);
+}
+
+static GKeyFile *key_file_parse(GBytes *bytes)
+{
+	GKeyFile *file = g_key_file_new();
+
+	if (bytes && g_key_file_load_from_bytes(file, bytes, G_KEY_FILE_NONE, NULL))
+		return file;
+	g_key_file_unref(file);
+	return NULL;
+}
+
+static uint64_t get_number(GKeyFile *file, const char *group, const char *key, uint64_t missing)
+{
+	g_autoptr(GError) e = NULL;
+	uint64_t v = g_key_file_get_uint64(file, group, key, &e);
+
+	return e ? missing : v;
+}
+
+GBytes *vm_meta(const Vm *vm)
+{
+	g_autoptr(GKeyFile) file = g_key_file_new();
+	GHashTableIter it;
+	gpointer id, value;
+
+	g_key_file_set_string(file, "vm", "name", vm->name);
+	g_key_file_set_uint64(file, "vm", "id", vm->id);
+	g_key_file_set_uint64(file, "vm", "uid", vm->uid);
+	g_key_file_set_uint64(file, "vm", "gid", vm->gid);
+	g_key_file_set_uint64(file, "vm", "mode", vm->mode);
+	g_key_file_set_uint64(file, "vm", "umask", vm->umask);
+	g_key_file_set_int64(file, "vm", "created", vm->created);
+	if (vm->attrs) {
+		g_hash_table_iter_init(&it, vm->attrs);
+		while (g_hash_table_iter_next(&it, &id, &value)) {
+			const VmAttr *a = value;
+			const Node *node = node_by_id((uint8_t)GPOINTER_TO_UINT(id));
+			g_autofree char *text =
+				g_strdup_printf("%d:%d:%d", (int)a->mode, (int)a->uid, (int)a->gid);
+
+			/* By number: those of a node never change, its name may. */
+			if (node) {
+				g_autofree char *key = g_strdup_printf("%u", node->id);
+
+				g_key_file_set_string(file, "attrs", key, text);
+			}
+		}
+	}
+	return key_file_bytes(file);
+}
+
+static void load_attrs(Vm *vm, GKeyFile *file)
+{
+	g_auto(GStrv) keys = g_key_file_get_keys(file, "attrs", NULL, NULL);
+
+	for (unsigned i = 0; keys && keys[i]; i++) {
+		g_autofree char *text = g_key_file_get_string(file, "attrs", keys[i], NULL);
+		g_auto(GStrv) part = text ? g_strsplit(text, ":", 3) : NULL;
+		unsigned id = (unsigned)strtoul(keys[i], NULL, 10);
+		VmAttr *a;
+
+		if (!part || g_strv_length(part) != 3 || id > UINT8_MAX || !node_by_id((uint8_t)id))
+			continue;
+		a = g_new(VmAttr, 1);
+		a->mode = (mode_t)atoi(part[0]);
+		a->uid = (uid_t)atoi(part[1]);
+		a->gid = (gid_t)atoi(part[2]);
+		if (!vm->attrs)
+			vm->attrs = g_hash_table_new_full(NULL, NULL, NULL, g_free);
+		g_hash_table_insert(vm->attrs, GUINT_TO_POINTER(id), a);
+	}
+}
+
+bool vm_load_meta(Vm *vm, GBytes *meta)
+{
+	g_autoptr(GKeyFile) file = key_file_parse(meta);
+	g_autofree char *name = file ? g_key_file_get_string(file, "vm", "name", NULL) : NULL;
+	uint64_t id = file ? get_number(file, "vm", "id", 0) : 0;
+
+	if (!name || !id || id > UINT32_MAX)
+		return false;
+	g_free(vm->name);
+	vm->name = g_steal_pointer(&name);
+	vm->id = (uint32_t)id;
+	vm->uid = (uid_t)get_number(file, "vm", "uid", 0);
+	vm->gid = (gid_t)get_number(file, "vm", "gid", 0);
+	vm->mode = (mode_t)get_number(file, "vm", "mode", 0700) & 07777;
+	vm->umask = (mode_t)get_number(file, "vm", "umask", 077) & 0777;
+	vm->created = vm->since = g_key_file_get_int64(file, "vm", "created", NULL);
+	load_attrs(vm, file);
+	return true;
+}
+
+void vm_save_run(Vm *vm)
+{
+	g_autoptr(GKeyFile) file = NULL;
+	g_autofree char *path = g_strdup_printf("vms/%u/run", vm->serial);
+	g_autoptr(GBytes) bytes = NULL;
+
+	if (vm->removed)
+		return;
+	file = g_key_file_new();
+	g_key_file_set_string(file, "vm", "state", vm_state_name(vm->state));
+	g_key_file_set_string(file, "vm", "pushed", vm_state_name(vm->pushed));
+	if (vm->reason)
+		g_key_file_set_string(file, "vm", "reason", vm->reason);
+	g_key_file_set_int64(file, "vm", "since", vm->since);
+	g_key_file_set_integer(file, "vm", "exit", vm->exit_status);
+	if (vm->op && !op_done(vm->op))
+		g_key_file_set_string(file, "vm", "operation", op_verb(vm->op)->name);
+	if (vm->bv && vm_is_live(vm)) {
+		g_key_file_set_string(file, "vm", "backend", vm->bv->be->cls->name);
+		if (vm->bv->be->cls->save)
+			vm->bv->be->cls->save(vm->bv, file);
+	}
+	bytes = key_file_bytes(file);
+	/* A power cut ends the VMM too: what is stored of it need not survive one. */
+	store_put(path, bytes, false, NULL, NULL);
+}
+
+static GBytes *get_file(const Vm *vm, const char *name)
+{
+	g_autofree char *path = g_strdup_printf("vms/%u/%s", vm->serial, name);
+
+	return store_get(path, MAX_FILE);
+}
+
+static Spec *load_spec(Vm *vm, const char *name, GError **err)
+{
+	g_autoptr(GBytes) text = get_file(vm, name);
+	gsize len;
+	const char *data;
+
+	if (!text)
+		return NULL;
+	data = g_bytes_get_data(text, &len);
+	return spec_parse(data ? data : "", len, err);
+}
+
+static void load_run(Vm *vm)
+{
+	g_autoptr(GBytes) bytes = get_file(vm, "run");
+	GKeyFile *file = key_file_parse(bytes);
+	g_autofree char *state = NULL, *pushed = NULL;
+	VmState s;
+
+	if (!file)
+		return;
+	vm->run = file;
+	state = g_key_file_get_string(file, "vm", "state", NULL);
+	pushed = g_key_file_get_string(file, "vm", "pushed", NULL);
+	s = state ? vm_state_find(state) : VM_STATE_MAX;
+	if (s != VM_STATE_MAX)
+		vm->state = s;
+	s = pushed ? vm_state_find(pushed) : VM_STATE_MAX;
+	vm->pushed = s != VM_STATE_MAX ? s : vm->state;
+	vm->reason = g_key_file_get_string(file, "vm", "reason", NULL);
+	vm->since = g_key_file_get_int64(file, "vm", "since", NULL);
+	vm->exit_status = g_key_file_get_integer(file, "vm", "exit", NULL);
+}
+
+bool vm_load(Vm *vm)
+{
+	g_autoptr(GBytes) meta = get_file(vm, "meta"), error = get_file(vm, "error");
+	g_autoptr(GError) e = NULL;
+	Spec *spec;
+
+	if (!meta || !vm_load_meta(vm, meta))
+		return false;
+	load_run(vm);
+	vm->rejected = get_file(vm, "spec.yaml.rej");
+	if (error)
+		vm->error = g_strndup(g_bytes_get_data(error, NULL), g_bytes_get_size(error));
+	spec = load_spec(vm, "spec.yaml", &e);
+	if (spec) {
+		spec_unref(vm->spec);
+		vm->spec = spec;
+	} else if (e) {
+		/* Kept as refused text, so that nothing starts which the user did not mean. */
+		if (!vm->rejected)
+			vm->rejected = get_file(vm, "spec.yaml");
+		g_prefix_error(&e, "the stored spec.yaml cannot be used: ");
+		vm_set_error(vm, "load", e);
+	}
+	return true;
+}
+
+static const Verb adopt_verb = {
+	.name = "adopt",
+	.kind = OP_ADOPT,
+	.during = VM_STATE_MAX,
+	.after = VM_STATE_MAX,
+	.deadline_ms = ADOPT_DEADLINE_MS,
+};
+
+static void adopt_ended(Op *op)
+{
+	Vm *vm = op_vm(op);
+	g_autofree char *verb =
+		vm->run ? g_key_file_get_string(vm->run, "vm", "operation", NULL) : NULL;
+	const GError *e = op_error(op);
+
+	vm->op = NULL;
+	if (e) {
+		vm_push_state(vm, VM_UNKNOWN, "no-answer");
+		vm_set_error(vm, "adopt", e);
+	} else if (verb && strcmp(verb, "adopt")) {
+		g_autoptr(GError) cut = err_new(
+			ECANCELED, "'%s' was under way when vmfs was restarted; the VM is %s now",
+			verb, vm_state_name(vm->pushed));
+
+		vm_set_error(vm, verb, cut);
+	}
+	vm_refresh_state(vm);
+	g_clear_pointer(&vm->run, g_key_file_unref);
+	vm_save_run(vm);
+	op_unref(op);
+	vm_unref(vm);
+}
+
+static void run_adopt(void *bv, Op *op)
+{
+	BackendVm *b = bv;
+
+	b->be->cls->op[OP_ADOPT](b, op);
+}
+
+void vm_adopt(Vm *vm)
+{
+	g_autofree char *name =
+		vm->run ? g_key_file_get_string(vm->run, "vm", "backend", NULL) : NULL;
+	Backend *be = name ? backend_find(name) : backend_for(vm->spec, NULL);
+	Spec *started;
+
+	/* The directory is made before anything runs and removed after: a mark that is never late.
+	 */
+	if (!vm_is_live(vm) && access(vm_run_dir(vm), F_OK))
+		return;
+	if (!be) {
+		g_autoptr(GError) e = err_new(
+			EOPNOTSUPP, "it ran on backend '%s', which this vmfs was built without",
+			name ? name : "?");
+
+		vm_set_error(vm, "adopt", e);
+		vm_push_state(vm, VM_UNKNOWN, "no-backend");
+		return;
+	}
+	started = load_spec(vm, "started.yaml", NULL);
+	vm->bv = g_malloc0(be->cls->vm_size);
+	vm->bv->be = be;
+	vm->bv->vm = vm;
+	vm->bv->spec = started ? started : spec_ref(vm->spec);
+	vm_ref(vm);
+	vm->op = op_new(vm, &adopt_verb, 0);
+	op_start(vm->op, run_adopt, vm->bv, adopt_ended);
+}
