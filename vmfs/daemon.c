@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vmfs/daemon.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "vmfs/err.h"
+#include "vmfs/log.h"
+
+static int ready_fd = -1; /* the parent waits at its other end */
+
+bool daemon_background(GError **err)
+{
+	int fds[2], null;
+	pid_t pid;
+	char byte;
+
+	if (pipe2(fds, O_CLOEXEC))
+		return err_set(err, errno, "cannot make a pipe: %s", g_strerror(errno));
+	pid = fork();
+	if (pid < 0)
+		return err_set(err, errno, "cannot fork: %s", g_strerror(errno));
+	if (pid) {
+		close(fds[1]);
+		/* _exit: buffers and handlers are the child's. */
+		_exit(read(fds[0], &byte, 1) == 1 ? EXIT_SUCCESS : EXIT_FAILURE);
+	}
+	close(fds[0]);
+	ready_fd = fds[1];
+	(void)setsid();
+	/* Keep no file system busy but our own. */
+	if (chdir("/"))
+		return err_set(err, errno, "cannot go to /: %s", g_strerror(errno));
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0)
+		return err_set(err, errno, "cannot open /dev/null: %s", g_strerror(errno));
+	return true;
+}
+
+/* sd_notify(3): datagrams to the socket that $NOTIFY_SOCKET names; '@' is for an abstract one. */
+static void notify_supervisor(const char *text)
+{
+	const char *path = getenv("NOTIFY_SOCKET");
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	size_t len = path ? strlen(path) : 0;
+	int fd;
+
+	if (!len || len >= sizeof sa.sun_path)
+		return;
+	memcpy(sa.sun_path, path, len);
+	if (path[0] == '@')
+		sa.sun_path[0] = 0;
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return;
+	if (sendto(fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&sa,
+		   (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len)) < 0)
+		log_warning("cannot notify %s: %s", path, g_strerror(errno));
+	close(fd);
+}
+
+void daemon_ready(void)
+{
+	int null;
+
+	notify_supervisor("READY=1\nSTATUS=serving\n");
+	if (ready_fd < 0)
+		return;
+	/* From now on there is no terminal to speak to. */
+	log_to_syslog();
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null >= 0)
+		(void)dup2(null, 2);
+	if (write(ready_fd, "", 1) != 1)
+		log_warning("nobody waits for vmfs to be ready");
+	close(ready_fd);
+	ready_fd = -1;
+}
+
+void daemon_stopping(void)
+{
+	notify_supervisor("STOPPING=1\n");
+}
+
+static void clear_stale(const char *path)
+{
+	char *argv[] = { (char *)"fusermount3", (char *)"-u", (char *)"-z", (char *)path, NULL };
+	g_autoptr(GError) e = NULL;
+
+	log_info("%s is a mount whose daemon is gone; unmounting it first", path);
+	if (geteuid() == 0) {
+		if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW))
+			log_warning("cannot unmount %s: %s", path, g_strerror(errno));
+	} else if (!g_spawn_sync(NULL, argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL, NULL,
+				 NULL, &e)) {
+		log_warning("cannot unmount %s: %s", path, e->message);
+	}
+}
+
+/* Reads no more than the kernel's own table: looking at the path would wait for its daemon. */
+static bool is_vmfs_mount(const char *path)
+{
+	g_autofree char *text = NULL, *wanted = g_strconcat(" ", path, " ", NULL);
+	g_auto(GStrv) lines = NULL;
+
+	if (!g_file_get_contents("/proc/self/mountinfo", &text, NULL, NULL))
+		return false;
+	lines = g_strsplit(text, "\n", -1);
+	for (unsigned i = 0; lines[i]; i++)
+		if (strstr(lines[i], wanted) && strstr(lines[i], " - fuse.vmfs "))
+			return true;
+	return false;
+}
+
+char *daemon_mountpoint(const char *path, GError **err)
+{
+	g_autofree char *full = g_canonicalize_filename(path, NULL);
+	char *real, *copy;
+	struct stat st;
+
+	if (stat(full, &st) && errno == ENOTCONN) {
+		clear_stale(full);
+	} else if (is_vmfs_mount(full)) {
+		(void)err_set(err, EBUSY, "a vmfs is mounted on %s already", full);
+		return NULL;
+	}
+	real = realpath(full, NULL);
+	if (real && (stat(real, &st) || !S_ISDIR(st.st_mode))) {
+		free(real);
+		(void)err_set(err, ENOTDIR, "cannot mount on %s: it is not a directory", full);
+		return NULL;
+	}
+	if (!real) {
+		(void)err_set(err, errno, "cannot mount on %s: %s", full, g_strerror(errno));
+		return NULL;
+	}
+	copy = g_strdup(real);
+	free(real);
+	return copy;
+}

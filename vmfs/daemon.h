@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Being a daemon: going to the background, telling the supervisor, finding the mountpoint free. */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+
+/*
+ * Go on in a child, in a session of its own; the parent waits for daemon_ready() and exits with
+ * success, or with failure when the child ends before. Before any thread is started.
+ */
+bool daemon_background(GError **err);
+/* Ready to serve: lets the parent go, and tells a supervisor by sd_notify(3)'s protocol. */
+void daemon_ready(void);
+void daemon_stopping(void);
+
+/*
+ * The mountpoint as an absolute path without links (owned by the caller). Clears away what a
+ * killed daemon left mounted there; EBUSY when a living vmfs is.
+ */
+char *daemon_mountpoint(const char *path, GError **err);

@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The session: mounts, reads /dev/fuse from the loop, and keeps the requests that wait. Everything
+ * is answered on the loop thread, which must never touch the mount itself.
+ */
+#include "vmfs/fs.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "vmfs/err.h"
+#include "vmfs/fs_internal.h"
+#include "vmfs/log.h"
+#include "vmfs/loop.h"
+
+#define REQUESTS_A_TURN 64 /* then other descriptors have their turn */
+#define MAX_GROUPS	1024
+
+static struct {
+	struct fuse_session *session;
+	struct fuse_buf buf;
+	Watch *watch;
+	GQueue parked, interrupted; /* of Parked */
+	FsOptions options;
+} fs;
+
+void fs_caller(fuse_req_t req, Caller *who)
+{
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+
+	*who = (Caller){ .uid = ctx->uid, .gid = ctx->gid, .pid = ctx->pid, .umask = ctx->umask };
+}
+
+void fs_caller_groups(fuse_req_t req, Caller *who)
+{
+	int n;
+
+	fs_caller(req, who);
+	if (who->uid == geteuid())
+		return;
+	who->groups = g_new(gid_t, MAX_GROUPS);
+	n = fuse_req_getgroups(req, MAX_GROUPS, who->groups);
+	who->n_groups = CLAMP(n, 0, MAX_GROUPS);
+}
+
+void fs_reply_entry(fuse_req_t req, const NodeRef *r)
+{
+	struct fuse_entry_param e = { .ino = node_ino(r) };
+
+	node_stat(r, &e.attr);
+	fuse_reply_entry(req, &e);
+}
+
+bool fs_ref(fuse_req_t req, fuse_ino_t ino, NodeRef *r)
+{
+	if (node_from_ino(ino, r))
+		return true;
+	fuse_reply_err(req, ESTALE);
+	return false;
+}
+
+/*
+ * libfuse calls this with the request locked, perhaps from within fuse_req_interrupt_func(): the
+ * answer, which frees the request, has to wait until it has returned.
+ */
+static void on_interrupt(fuse_req_t req, void *data)
+{
+	Parked *p = data;
+
+	(void)req;
+	if (p->is_interrupted)
+		return;
+	p->is_interrupted = true;
+	p->interrupted.data = p;
+	g_queue_push_tail_link(&fs.interrupted, &p->interrupted);
+}
+
+static void answer_interrupted(void)
+{
+	while (fs.interrupted.head) {
+		Parked *p = fs.interrupted.head->data;
+
+		p->end(p, EINTR);
+	}
+}
+
+static void answer_interrupted_later(void *arg)
+{
+	(void)arg;
+	answer_interrupted();
+}
+
+void fs_park(Parked *p, fuse_req_t req, void (*end)(Parked *p, int err))
+{
+	p->req = req;
+	p->end = end;
+	p->is_interrupted = false;
+	p->all.data = p;
+	g_queue_push_tail_link(&fs.parked, &p->all);
+	fuse_req_interrupt_func(req, on_interrupt, p);
+	/* Interrupted before we came here: outside of a turn of the session nobody else looks. */
+	if (p->is_interrupted)
+		loop_defer(answer_interrupted_later, NULL);
+}
+
+fuse_req_t fs_unpark(Parked *p)
+{
+	g_queue_unlink(&fs.parked, &p->all);
+	if (p->is_interrupted)
+		g_queue_unlink(&fs.interrupted, &p->interrupted);
+	p->is_interrupted = false;
+	fuse_req_interrupt_func(p->req, NULL, NULL);
+	return p->req;
+}
+
+static void fs_init(void *arg, struct fuse_conn_info *conn)
+{
+	(void)arg;
+	/* Lookups of one directory side by side: none is ever parked, so nothing to gain from
+	 * waiting. */
+	conn->want &=
+		~(unsigned)(FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
+}
+
+static void fs_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup)
+{
+	(void)ino;
+	(void)nlookup;
+	fuse_reply_none(req);
+}
+
+static void refuse_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
+			 dev_t dev)
+{
+	(void)parent;
+	(void)name;
+	(void)mode;
+	(void)dev;
+	fuse_reply_err(req, EPERM);
+}
+
+static void refuse_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name)
+{
+	(void)target;
+	(void)parent;
+	(void)name;
+	fuse_reply_err(req, EPERM);
+}
+
+static void refuse_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name)
+{
+	(void)ino;
+	(void)parent;
+	(void)name;
+	fuse_reply_err(req, EPERM);
+}
+
+static void fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+	(void)ino;
+	(void)datasync;
+	(void)fi;
+	/* Whatever changed a directory was on the disk before it was answered. */
+	fuse_reply_err(req, 0);
+}
+
+static const struct fuse_lowlevel_ops ops = {
+	.init = fs_init,
+	.lookup = fs_lookup,
+	.forget = fs_forget,
+	.getattr = fs_getattr,
+	.setattr = fs_setattr,
+	.readlink = fs_readlink,
+	.mknod = refuse_mknod,
+	.mkdir = fs_mkdir,
+	.unlink = fs_unlink,
+	.rmdir = fs_rmdir,
+	.symlink = refuse_symlink,
+	.rename = fs_rename,
+	.link = refuse_link,
+	.open = fs_open,
+	.read = fs_read,
+	.write = fs_write,
+	.flush = fs_flush,
+	.release = fs_release,
+	.fsync = fs_fsync,
+	.readdir = fs_readdir,
+	.readdirplus = fs_readdirplus,
+	.fsyncdir = fsyncdir,
+	.create = fs_create,
+	.poll = fs_poll,
+};
+
+bool fs_mount(const FsOptions *options, GError **err)
+{
+	char *argv[] = { (char *)"vmfs", (char *)"-o", (char *)options->fuse_options, NULL };
+	struct fuse_args args = FUSE_ARGS_INIT(3, argv);
+	int flags;
+
+	fs.options = *options;
+	fs.session = fuse_session_new(&args, &ops, sizeof ops, NULL);
+	fuse_opt_free_args(&args);
+	if (!fs.session)
+		return err_set(err, EINVAL, "fuse refuses the mount options '%s'",
+			       options->fuse_options);
+	if (fuse_session_mount(fs.session, options->mountpoint)) {
+		fuse_session_destroy(fs.session);
+		fs.session = NULL;
+		return err_set(err, EIO, "cannot mount %s; the lines above say why",
+			       options->mountpoint);
+	}
+	flags = fcntl(fuse_session_fd(fs.session), F_GETFL);
+	(void)fcntl(fuse_session_fd(fs.session), F_SETFL, flags | O_NONBLOCK);
+	return true;
+}
+
+static void on_fuse(void *arg, int status, int events)
+{
+	(void)arg;
+	(void)status;
+	(void)events;
+	for (unsigned i = 0; i < REQUESTS_A_TURN; i++) {
+		int n = fuse_session_receive_buf(fs.session, &fs.buf);
+
+		if (n == -EINTR)
+			continue;
+		if (n == -EAGAIN)
+			return;
+		/* 0: unmounted; others: the connection was aborted. */
+		if (n <= 0 || fuse_session_exited(fs.session)) {
+			watch_stop(&fs.watch, false);
+			fs.options.ended(fs.options.arg);
+			return;
+		}
+		fuse_session_process_buf(fs.session, &fs.buf);
+		answer_interrupted();
+	}
+}
+
+void fs_serve(void)
+{
+	fs.watch = watch_start(fuse_session_fd(fs.session), UV_READABLE, on_fuse, NULL);
+}
+
+void fs_unmount(void)
+{
+	if (fs.watch)
+		watch_stop(&fs.watch, false);
+	while (fs.parked.head) {
+		Parked *p = fs.parked.head->data;
+
+		p->end(p, ENOTCONN);
+	}
+	fuse_session_unmount(fs.session);
+	fs_close_handles();
+	fuse_session_destroy(fs.session);
+	fs.session = NULL;
+	free(fs.buf.mem);
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The FUSE session: requests from the kernel become calls of the node tables' rows. */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+
+typedef struct FsOptions {
+	const char *mountpoint;
+	const char *fuse_options; /* for fuse(8): "allow_other,default_permissions" */
+	bool debug;
+	void (*ended)(void *arg); /* unmounted from outside, or the connection failed */
+	void *arg;
+} FsOptions;
+
+/* Mount. Requests wait in the kernel until fs_serve(). */
+bool fs_mount(const FsOptions *options, GError **err);
+/* Begin to answer, from the loop. */
+void fs_serve(void);
+/* Unmount and let go of everything. */
+void fs_unmount(void);

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Shared by fs.c (session), fs_tree.c (names and attributes) and fs_file.c (open files). */
+#pragma once
+
+#define FUSE_USE_VERSION 314
+#include <fuse_lowlevel.h>
+
+#include "vmfs/node.h"
+
+void fs_caller(fuse_req_t req, Caller *who);
+/* The credentials with the supplementary groups; caller frees who->groups. */
+void fs_caller_groups(fuse_req_t req, Caller *who);
+/* Reply with an entry for r. */
+void fs_reply_entry(fuse_req_t req, const NodeRef *r);
+/* Decode an inode number, or answer ESTALE and return false. */
+bool fs_ref(fuse_req_t req, fuse_ino_t ino, NodeRef *r);
+
+/*
+ * A request that waits. end() is called, never from within fs_park(), when its caller was hit by a
+ * signal (EINTR) or the daemon ends (ENOTCONN), and must answer with that.
+ */
+typedef struct Parked {
+	fuse_req_t req;
+	void (*end)(struct Parked *p, int err);
+	GList all, interrupted; /* links of the session's queues */
+	bool is_interrupted;
+} Parked;
+void fs_park(Parked *p, fuse_req_t req, void (*end)(Parked *p, int err));
+/* Take the request back, to answer it. */
+fuse_req_t fs_unpark(Parked *p);
+
+/* fs_tree.c */
+void fs_lookup(fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int valid,
+		struct fuse_file_info *fi);
+void fs_readlink(fuse_req_t req, fuse_ino_t ino);
+void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
+void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
+	       const char *newname, unsigned flags);
+void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+		    struct fuse_file_info *fi);
+/* spec.yaml was moved away by an editor; it is back after a moment whatever happens. */
+void fs_spec_away(Vm *vm);
+/* The opposite: a new one is being written, or the moment is over. */
+void fs_spec_here(Vm *vm);
+
+/* fs_file.c */
+void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
+	       struct fuse_file_info *fi);
+void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
+	      struct fuse_file_info *fi);
+void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
+void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+void fs_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct fuse_pollhandle *ph);
+/* Cut the text being written through an open handle of a document. 0 or an errno. */
+int fs_truncate_handle(uint64_t fh, uint64_t size);
+void fs_close_handles(void);

@@ -1,0 +1,526 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Names and attributes. What must reach the disk is answered when it has; nothing else waits. An
+ * editor's way of replacing spec.yaml by rename or unlink is played along with here.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "vmfs/document.h"
+#include "vmfs/err.h"
+#include "vmfs/fs_internal.h"
+#include "vmfs/loop.h"
+#include "vmfs/registry.h"
+#include "vmfs/scratch.h"
+#include "vmfs/store.h"
+
+#define SPEC_AWAY_MS 1000
+
+static bool is_vm(const NodeRef *r)
+{
+	return r->node == root_node.dir->child;
+}
+
+void fs_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	NodeRef dir, r;
+
+	if (!node_from_ino(parent, &dir) || !dir.node->dir || !node_lookup(&dir, name, &r))
+		fuse_reply_err(req, ENOENT);
+	else
+		fs_reply_entry(req, &r);
+}
+
+void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	struct stat st;
+	NodeRef r;
+
+	(void)fi;
+	if (!fs_ref(req, ino, &r))
+		return;
+	node_stat(&r, &st);
+	fuse_reply_attr(req, &st, 0);
+}
+
+void fs_readlink(fuse_req_t req, fuse_ino_t ino)
+{
+	const char *target;
+	NodeRef r;
+
+	if (!fs_ref(req, ino, &r))
+		return;
+	target = r.node->target ? r.node->target : r.node->link ? r.node->link(&r) : NULL;
+	if (target)
+		fuse_reply_readlink(req, target);
+	else
+		fuse_reply_err(req, ENOENT);
+}
+
+/* ---- setattr ---- */
+
+typedef struct AttrChange {
+	fuse_req_t req;
+	fuse_ino_t ino;
+} AttrChange;
+
+static void reply_attr(fuse_req_t req, fuse_ino_t ino)
+{
+	struct stat st;
+	NodeRef r;
+
+	if (!fs_ref(req, ino, &r))
+		return;
+	node_stat(&r, &st);
+	fuse_reply_attr(req, &st, 0);
+}
+
+static void attr_saved(void *arg, Vm *vm, int err)
+{
+	AttrChange *c = arg;
+
+	(void)vm;
+	if (err)
+		fuse_reply_err(c->req, err);
+	else
+		reply_attr(c->req, c->ino);
+	g_free(c);
+}
+
+static void attr_committed(void *arg, const GError *e)
+{
+	attr_saved(arg, NULL, e ? err_code(e) : 0);
+}
+
+static AttrChange *attr_change(fuse_req_t req, fuse_ino_t ino)
+{
+	AttrChange *c = g_new0(AttrChange, 1);
+
+	c->req = req;
+	c->ino = ino;
+	return c;
+}
+
+static void log_chown(void *arg, int err)
+{
+	Vm *vm = arg;
+
+	if (err) {
+		g_autoptr(GError) e = err_new(err, "its files could not be given to user %u: %s",
+					      vm->uid, g_strerror(err));
+
+		vm_set_error(vm, "chown", e);
+	}
+	vm_unref(vm);
+}
+
+/* 0 or an errno. */
+static int set_vm_attr(Vm *vm, const struct stat *attr, int valid)
+{
+	uid_t uid = valid & FUSE_SET_ATTR_UID ? attr->st_uid : vm->uid;
+	gid_t gid = valid & FUSE_SET_ATTR_GID ? attr->st_gid : vm->gid;
+
+	if (uid != vm->uid && geteuid() != 0)
+		return EPERM;
+	if ((uid != vm->uid || gid != vm->gid) && (vm_is_live(vm) || vm->op)) {
+		g_autoptr(GError) e =
+			err_new(EBUSY, "it runs with its owner's rights; stop it before "
+				       "giving it to another");
+
+		vm_set_error(vm, "chown", e);
+		return EBUSY;
+	}
+	if (uid != vm->uid || gid != vm->gid) {
+		vm->uid = uid;
+		vm->gid = gid;
+		if (geteuid() == 0)
+			store_chown_vm(vm->serial, uid, gid, log_chown, vm_ref(vm));
+	}
+	if (valid & FUSE_SET_ATTR_MODE)
+		vm->mode = attr->st_mode & 07777;
+	return 0;
+}
+
+static void set_file_attr(const NodeRef *r, const struct stat *attr, int valid)
+{
+	gpointer key = GUINT_TO_POINTER(r->node->id);
+	VmAttr *a;
+
+	if (!r->vm->attrs)
+		r->vm->attrs = g_hash_table_new_full(NULL, NULL, NULL, g_free);
+	a = g_hash_table_lookup(r->vm->attrs, key);
+	if (!a) {
+		a = g_new(VmAttr, 1);
+		*a = (VmAttr){ (mode_t)-1, (uid_t)-1, (gid_t)-1 };
+		g_hash_table_insert(r->vm->attrs, key, a);
+	}
+	if (valid & FUSE_SET_ATTR_MODE)
+		a->mode = attr->st_mode & 07777;
+	if (valid & FUSE_SET_ATTR_UID)
+		a->uid = attr->st_uid;
+	if (valid & FUSE_SET_ATTR_GID)
+		a->gid = attr->st_gid;
+}
+
+static void set_owner_or_mode(fuse_req_t req, const NodeRef *r, const struct stat *attr, int valid)
+{
+	fuse_ino_t ino = node_ino(r);
+	int err = 0;
+
+	if (r->node == &root_node) {
+		RootAttr a = *registry_root();
+
+		if (valid & FUSE_SET_ATTR_MODE)
+			a.mode = attr->st_mode & 07777;
+		if (valid & FUSE_SET_ATTR_UID)
+			a.uid = attr->st_uid;
+		if (valid & FUSE_SET_ATTR_GID)
+			a.gid = attr->st_gid;
+		registry_set_root(&a);
+		reply_attr(req, ino);
+		return;
+	}
+	if (!r->vm) {
+		fuse_reply_err(req, EPERM);
+		return;
+	}
+	if (r->node->scratch) {
+		Scratch *f = scratch_by_number(r->vm, r->sub);
+
+		if (valid & FUSE_SET_ATTR_MODE)
+			f->mode = attr->st_mode & 07777;
+		if (valid & FUSE_SET_ATTR_UID)
+			f->uid = attr->st_uid;
+		if (valid & FUSE_SET_ATTR_GID)
+			f->gid = attr->st_gid;
+		reply_attr(req, ino);
+		return;
+	}
+	if (is_vm(r))
+		err = set_vm_attr(r->vm, attr, valid);
+	else
+		set_file_attr(r, attr, valid);
+	if (err)
+		fuse_reply_err(req, err);
+	else
+		registry_save_meta(r->vm, attr_saved, attr_change(req, ino));
+}
+
+static void truncate_document(fuse_req_t req, const NodeRef *r, uint64_t size)
+{
+	g_autoptr(GBytes) text = NULL;
+	Caller who;
+
+	if (size > g_bytes_get_size(r->vm->spec->text)) {
+		fuse_reply_err(req, EINVAL);
+		return;
+	}
+	fs_caller_groups(req, &who);
+	text = g_bytes_new_from_bytes(r->vm->spec->text, 0, size);
+	document_commit(r->vm, text, &who, EINVAL, attr_committed, attr_change(req, node_ino(r)));
+	g_free(who.groups);
+}
+
+void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int valid,
+		struct fuse_file_info *fi)
+{
+	uint64_t size = (uint64_t)attr->st_size;
+	NodeRef r;
+	int err = 0;
+
+	if (!fs_ref(req, ino, &r))
+		return;
+	if (valid & FUSE_SET_ATTR_SIZE) {
+		if (r.node->document && fi) {
+			err = fs_truncate_handle(fi->fh, size);
+		} else if (r.node->document) {
+			truncate_document(req, &r, size);
+			return;
+		} else if (r.node->scratch) {
+			err = scratch_truncate(scratch_by_number(r.vm, r.sub), size);
+		}
+	}
+	if (err)
+		fuse_reply_err(req, err);
+	else if (valid & (FUSE_SET_ATTR_MODE | FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID))
+		set_owner_or_mode(req, &r, attr, valid);
+	else
+		reply_attr(req, ino); /* times are ours to tell: touch(1) is a no-op */
+}
+
+/* ---- making, removing, renaming ---- */
+
+static void made(void *arg, Vm *vm, int err)
+{
+	NodeRef r = { .node = root_node.dir->child, .vm = vm };
+
+	if (err)
+		fuse_reply_err(arg, err);
+	else
+		fs_reply_entry(arg, &r);
+}
+
+static void changed(void *arg, Vm *vm, int err)
+{
+	(void)vm;
+	fuse_reply_err(arg, err);
+}
+
+void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
+{
+	NodeRef dir;
+	Caller who;
+	int err;
+
+	if (!fs_ref(req, parent, &dir))
+		return;
+	fs_caller(req, &who);
+	err = dir.node == &root_node ? registry_make(name, mode, &who, made, req) : EPERM;
+	if (err)
+		fuse_reply_err(req, err);
+}
+
+void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	NodeRef dir, r;
+	int err;
+
+	if (!fs_ref(req, parent, &dir))
+		return;
+	if (!node_lookup(&dir, name, &r))
+		err = ENOENT;
+	else if (!r.node->dir)
+		err = ENOTDIR;
+	else
+		err = is_vm(&r) ? registry_remove(r.vm, changed, req) : EPERM;
+	if (err)
+		fuse_reply_err(req, err);
+}
+
+static void spec_is_back(void *arg)
+{
+	Vm *vm = arg;
+
+	vm->spec_back = NULL;
+	vm->spec_away = false;
+}
+
+void fs_spec_away(Vm *vm)
+{
+	vm->spec_away = true;
+	timer_stop(&vm->spec_back);
+	vm->spec_back = timer_start(SPEC_AWAY_MS, spec_is_back, vm);
+}
+
+void fs_spec_here(Vm *vm)
+{
+	timer_stop(&vm->spec_back);
+	vm->spec_away = false;
+}
+
+static void unlink_stored(void *arg, int err)
+{
+	fuse_reply_err(arg, err);
+}
+
+void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	NodeRef dir, r;
+
+	if (!fs_ref(req, parent, &dir))
+		return;
+	if (!node_lookup(&dir, name, &r)) {
+		fuse_reply_err(req, ENOENT);
+	} else if (r.node->scratch) {
+		scratch_remove(r.vm, scratch_by_number(r.vm, r.sub));
+		fuse_reply_err(req, 0);
+	} else if (r.node->document) {
+		fs_spec_away(r.vm);
+		fuse_reply_err(req, 0);
+	} else if (r.node->remove) {
+		r.node->remove(&r);
+		store_barrier(unlink_stored, req);
+	} else {
+		fuse_reply_err(req, EPERM);
+	}
+}
+
+typedef struct Replace {
+	fuse_req_t req;
+	Vm *vm;
+	uint32_t scratch;
+} Replace;
+
+static void replaced(void *arg, const GError *e)
+{
+	Replace *p = arg;
+	Scratch *f = scratch_by_number(p->vm, p->scratch);
+
+	if (!e && f)
+		scratch_remove(p->vm, f);
+	fuse_reply_err(p->req, e ? err_code(e) : 0);
+	vm_unref(p->vm);
+	g_free(p);
+}
+
+static void replace_spec(fuse_req_t req, const NodeRef *from)
+{
+	Scratch *f = scratch_by_number(from->vm, from->sub);
+	g_autoptr(GBytes) text = g_bytes_new(f->data->data, f->data->len);
+	Replace *p = g_new0(Replace, 1);
+	Caller who;
+
+	p->req = req;
+	p->vm = vm_ref(from->vm);
+	p->scratch = f->number;
+	fs_spec_here(from->vm);
+	fs_caller_groups(req, &who);
+	/* mv(1) explains EINVAL as a directory moved into itself. */
+	document_commit(from->vm, text, &who, EBADMSG, replaced, p);
+	g_free(who.groups);
+}
+
+/* spec.yaml to a backup: a copy as scratch file, and spec.yaml is away for a moment. */
+static int back_up_spec(fuse_req_t req, Vm *vm, const char *name)
+{
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+	Scratch *f = scratch_find(vm, name);
+	gsize len;
+	const char *text = g_bytes_get_data(vm->spec->text, &len);
+	int err = 0;
+
+	if (f)
+		scratch_remove(vm, f);
+	f = scratch_new(vm, name, 0600, ctx->uid, ctx->gid, &err);
+	if (!f)
+		return err;
+	(void)scratch_write(f, text, len, 0);
+	fs_spec_away(vm);
+	return 0;
+}
+
+static int rename_in_vm(fuse_req_t req, const NodeRef *from, const NodeRef *to, const char *newname,
+			bool *replied)
+{
+	bool to_spec = to->node && to->node->document;
+
+	if (from->node->document && to_spec)
+		return 0;
+	/* Not over a fixed file, nor in the place of one that is absent now. */
+	if (to->node && !to_spec && !to->node->scratch)
+		return EPERM;
+	if (from->node->document)
+		return back_up_spec(req, from->vm, newname);
+	if (!from->node->scratch)
+		return EPERM;
+	if (to_spec) {
+		replace_spec(req, from);
+		*replied = true;
+		return 0;
+	}
+	if (strlen(newname) > SCRATCH_MAX_NAME)
+		return ENAMETOOLONG;
+	scratch_rename(from->vm, scratch_by_number(from->vm, from->sub), newname);
+	return 0;
+}
+
+void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
+	       const char *newname, unsigned flags)
+{
+	NodeRef dir, newdir, from, to = { 0 };
+	bool exists, replied = false;
+	int err;
+
+	if (!fs_ref(req, parent, &dir) || !fs_ref(req, newparent, &newdir))
+		return;
+	if (!node_lookup(&dir, name, &from)) {
+		fuse_reply_err(req, ENOENT);
+		return;
+	}
+	exists = node_lookup(&newdir, newname, &to);
+	if (flags & ~(unsigned)RENAME_NOREPLACE)
+		err = EINVAL;
+	else if (exists && (flags & RENAME_NOREPLACE))
+		err = EEXIST;
+	else if (is_vm(&from) && newdir.node == &root_node)
+		err = registry_rename(from.vm, newname, changed, req);
+	else if (from.node->dir || !is_vm(&dir) || !is_vm(&newdir))
+		err = EPERM;
+	else if (dir.vm != newdir.vm)
+		err = EXDEV; /* mv(1) then copies */
+	else
+		err = rename_in_vm(req, &from, &to, newname, &replied);
+	if (err || (!replied && !is_vm(&from)))
+		fuse_reply_err(req, err);
+}
+
+/* ---- listing ---- */
+
+#define DOTS 2 /* the cookies of "." and ".." come before those of node_list() */
+
+/* "." and ".." are told without an inode for the kernel to remember: fuse_direntplus_link(). */
+static size_t add_dot(fuse_req_t req, char *buf, size_t size, uint64_t cookie, const NodeRef *dir,
+		      bool plus)
+{
+	struct fuse_entry_param e = { .attr = { .st_ino = node_ino(dir), .st_mode = S_IFDIR } };
+	const char *name = cookie == 0 ? "." : "..";
+
+	if (plus)
+		return fuse_add_direntry_plus(req, buf, size, name, &e, (off_t)cookie + 1);
+	return fuse_add_direntry(req, buf, size, name, &e.attr, (off_t)cookie + 1);
+}
+
+static size_t add_entry(fuse_req_t req, char *buf, size_t size, uint64_t cookie, const char *name,
+			const NodeRef *r, bool plus)
+{
+	struct fuse_entry_param e = { .ino = node_ino(r) };
+
+	if (plus) {
+		node_stat(r, &e.attr);
+		return fuse_add_direntry_plus(req, buf, size, name, &e, (off_t)cookie);
+	}
+	e.attr.st_ino = e.ino;
+	e.attr.st_mode = r->node->mode;
+	return fuse_add_direntry(req, buf, size, name, &e.attr, (off_t)cookie);
+}
+
+static void list(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, bool plus)
+{
+	g_autofree char *buf = g_malloc(size);
+	uint64_t at = (uint64_t)off, cookie = at < DOTS ? 0 : at - DOTS;
+	size_t used = 0, n = 0;
+	char name[256];
+	NodeRef dir, r;
+
+	if (!fs_ref(req, ino, &dir))
+		return;
+	for (; at < DOTS; at++, used += n) {
+		n = add_dot(req, buf + used, size - used, at, &dir, plus);
+		if (n > size - used)
+			break;
+	}
+	while (at >= DOTS && node_list(&dir, &cookie, name, &r)) {
+		n = add_entry(req, buf + used, size - used, cookie + DOTS, name, &r, plus);
+		if (n > size - used)
+			break;
+		used += n;
+	}
+	fuse_reply_buf(req, buf, used);
+}
+
+void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+	(void)fi;
+	list(req, ino, size, off, false);
+}
+
+void fs_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+		    struct fuse_file_info *fi)
+{
+	(void)fi;
+	list(req, ino, size, off, true);
+}

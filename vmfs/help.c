@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The manual of the tree, made from the same rows that make the tree. */
+#include <string.h>
+
+#include "vmfs/node.h"
+
+typedef void (*RowFn)(const Node *n, const char *path, GString *out);
+
+static const char *access_of(const Node *n)
+{
+	if (n->stream || (n->target && n->target[0] == '.' && strcmp(n->name, "wait")))
+		return n->stream && (n->mode & 0222) ? "rw" : "r";
+	if (n->dir)
+		return "dir";
+	if (n->target || n->link)
+		return "link";
+	if (!(n->mode & 0222))
+		return "r";
+	return n->mode & 0444 ? "rw" : "w";
+}
+
+static void walk(const Node *n, const char *path, RowFn fn, GString *out)
+{
+	const Dir *d = n->dir;
+
+	fn(n, path, out);
+	for (const Node *row = d ? d->rows : NULL; row && row->name; row++) {
+		g_autofree char *sub = g_strconcat(path, row->name, row->dir ? "/" : "", NULL);
+
+		walk(row, sub, fn, out);
+	}
+	if (d && d->child) {
+		g_autofree char *sub =
+			g_strconcat(path, d->child->name, d->child->dir ? "/" : "", NULL);
+
+		walk(d->child, sub, fn, out);
+	}
+}
+
+static void help_row(const Node *n, const char *path, GString *out)
+{
+	g_string_append_printf(out, "%-30s %-5s%s\n", path, access_of(n), n->doc);
+}
+
+void node_help(GString *out)
+{
+	g_string_append(out, "FILES\n");
+	walk(&root_node, "/", help_row, out);
+	g_string_append(out, "\nVERBS, written to NAME/state\n");
+	for (const Verb *v = verbs; v->name; v++)
+		g_string_append_printf(out, "%s%-*s %s\n", v->name, (int)(16 - strlen(v->name)),
+				       v->seconds ? " [SECONDS]" : "", v->doc);
+	g_string_append(out, "running, stopped, paused: make it so; done at once if it is\n"
+			     "\nKEYS of NAME/spec.yaml\n");
+	spec_help(out);
+}
+
+/* scdoc(5) gives these a meaning of their own. */
+static void man_text(const char *text, GString *out)
+{
+	for (; *text; text++) {
+		if (strchr("\\*_|[]<>#`~", *text))
+			g_string_append_c(out, '\\');
+		g_string_append_c(out, *text);
+	}
+}
+
+static void man_row(const Node *n, const char *path, GString *out)
+{
+	g_string_append(out, "*");
+	man_text(path, out);
+	g_string_append_printf(out, "* (%s)\n\t", access_of(n));
+	man_text(n->doc, out);
+	g_string_append(out, "\n\n");
+}
+
+void node_man(GString *out)
+{
+	g_string_append(out, "# FILES\n\n");
+	walk(&root_node, "/", man_row, out);
+	g_string_append(out, "# VERBS\n\nOne write to _NAME/state_ is one command.\n\n");
+	for (const Verb *v = verbs; v->name; v++) {
+		g_string_append_printf(out, "*%s*%s\n\t", v->name, v->seconds ? " [SECONDS]" : "");
+		man_text(v->doc, out);
+		g_string_append(out, "\n\n");
+	}
+	g_string_append(out,
+			"*running*, *stopped*, *paused*\n\tMake it so; done at once if it is.\n\n"
+			"# KEYS OF SPEC.YAML\n\n```\n");
+	spec_help(out);
+	g_string_append(out, "```\n");
+}

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The tree as tables: one row a file, one behaviour a row. fs.c turns requests into calls of the
+ * row's functions; nothing else knows a name of the tree.
+ *
+ * An inode number is packed from its object and its row: serial of the VM (0: the host) in the high
+ * 32 bits, number of a smaller object (scratch file, backend, host) in 24, number of the row in 8.
+ * It is decoded, never looked up, and is the same after a restart of the daemon. The root is 1.
+ */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include "vmfs/vm.h"
+
+typedef struct Node Node;
+typedef struct Dir Dir;
+typedef struct Reader Reader;
+
+/* A row applied to an object. */
+typedef struct NodeRef {
+	const Node *node;
+	Vm *vm;	      /* NULL: the host */
+	uint32_t sub; /* 0: none */
+} NodeRef;
+
+/* An open stream: where its reader stands. */
+struct Reader {
+	uint64_t pos;
+	GString *first; /* told before what the stream holds; or NULL */
+	bool told;	/* its one answer has been given: end of file from now on */
+};
+
+typedef struct StreamClass {
+	void (*open)(const NodeRef *r, Reader *reader);
+	/* Bytes put into buf, 0 at the end, -EAGAIN when there is nothing yet, or another -errno.
+	 */
+	ssize_t (*read)(const NodeRef *r, Reader *reader, char *buf, size_t size);
+	/* A read would not wait. */
+	bool (*ready)(const NodeRef *r, const Reader *reader);
+	/* Bytes taken, -EAGAIN when there is no room, or another -errno; NULL: not writable. */
+	ssize_t (*write)(const NodeRef *r, const char *data, size_t len);
+	GQueue *(*queue)(const NodeRef *r);	  /* what a reader waits on */
+	GQueue *(*write_queue)(const NodeRef *r); /* what a writer waits on */
+} StreamClass;
+
+struct Node {
+	uint8_t id; /* for good: in inode numbers and stored attributes */
+	const char *name;
+	mode_t mode; /* type and permissions, before the umask of whoever made the VM */
+
+	/* One of these: */
+	void (*show)(const NodeRef *r, GString *out);
+	const Dir *dir;
+	const StreamClass *stream;
+	const char *target; /* of a symlink */
+	const char *(*link)(
+		const NodeRef *r);     /* target that is found out when it is followed; or NULL */
+	int (*file)(const NodeRef *r); /* a descriptor of the file behind it; -1 and errno */
+	bool document;		       /* spec.yaml: taken as a whole on close */
+	bool scratch;		       /* an editor's file */
+
+	/* May come with show: what one write orders. Sets *op (a reference) if there is to wait. */
+	bool (*store)(const NodeRef *r, const char *data, size_t len, Op **op, GError **err);
+	void (*remove)(const NodeRef *r); /* unlink is allowed, and does this */
+
+	bool (*present)(const NodeRef *r); /* NULL: always */
+	bool hidden;			   /* not listed by readdir */
+	unsigned events;		   /* VmChange bits on which it changes */
+	const char *doc;		   /* one sentence, for help and the manual */
+};
+
+/* A directory: rows, and perhaps objects that are all of one row. */
+struct Dir {
+	const Node *rows;  /* ended by a row without a name */
+	const Node *child; /* row of the objects; NULL: none */
+	/* The object that follows number `after`: its number, and its name (copied into name). 0:
+	 * no more. */
+	uint32_t (*next)(const NodeRef *dir, uint32_t after, char name[256]);
+	uint32_t (*find)(const NodeRef *dir, const char *name); /* 0: none */
+};
+
+extern const Node root_node; /* nodes_root.c */
+
+/* Self-check of the tables; aborts on a mistake in them. At start. */
+void node_init(void);
+/* NULL when there is no such row. */
+const Node *node_by_id(uint8_t id);
+
+uint64_t node_ino(const NodeRef *r);
+/* false when the object is no more (ESTALE). */
+bool node_from_ino(uint64_t ino, NodeRef *ret);
+/* false: ENOENT; *ret is then the row of that name, if there is one that is absent now. */
+bool node_lookup(const NodeRef *dir, const char *name, NodeRef *ret);
+
+/*
+ * List a directory. *cookie is 0 at first and is moved on; it is stable while the directory
+ * changes. false: no more.
+ */
+bool node_list(const NodeRef *dir, uint64_t *cookie, char name[256], NodeRef *ret);
+
+/* Type, permissions, owner, size and times. */
+void node_stat(const NodeRef *r, struct stat *st);
+
+/* The manual of the tree, made from the rows: for people, and as a table of scdoc(5). */
+void node_help(GString *out);
+void node_man(GString *out);
+
+/* nodes_vm.c, nodes_io.c, nodes_host.c */
+extern const Dir vm_dir;
+extern const Dir io_dir;
+extern const Node host_rows[];
+extern const StreamClass events_all_stream;

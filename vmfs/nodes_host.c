@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* .vmfs/: everything about the host, and the manual of the tree. */
+#include <string.h>
+
+#include "version.h"
+#include "vmfs/host.h"
+#include "vmfs/node.h"
+#include "vmfs/registry.h"
+
+static void show_version(const NodeRef *r, GString *out)
+{
+	(void)r;
+	g_string_append(out, VMFS_VERSION "\n");
+}
+
+static void show_help(const NodeRef *r, GString *out)
+{
+	(void)r;
+	node_help(out);
+}
+
+static void show_list(const NodeRef *r, GString *out)
+{
+	(void)r;
+	for (Vm *vm = registry_after(0); vm; vm = registry_after(vm->serial)) {
+		const Backend *be = vm->bv ? vm->bv->be : backend_for(vm->spec, NULL);
+
+		g_string_append_printf(out, "%s %s %s local %s\n", vm->name,
+				       vm_state_name(vm->state), be ? be->cls->name : "-",
+				       vm->ips ? vm->ips[0] : "-");
+	}
+}
+
+/* ---- backends/NAME/ ---- */
+
+static const Backend *backend_of(const NodeRef *r)
+{
+	return backends[r->sub - 1];
+}
+
+static uint32_t next_backend(const NodeRef *dir, uint32_t after, char name[256])
+{
+	(void)dir;
+	if (!backends[after])
+		return 0;
+	g_strlcpy(name, backends[after]->cls->name, 256);
+	return after + 1;
+}
+
+static uint32_t find_backend(const NodeRef *dir, const char *name)
+{
+	(void)dir;
+	for (uint32_t i = 0; backends[i]; i++)
+		if (!strcmp(backends[i]->cls->name, name))
+			return i + 1;
+	return 0;
+}
+
+static void show_backend_status(const NodeRef *r, GString *out)
+{
+	const Backend *be = backend_of(r);
+
+	g_string_append_printf(out, "usable %s\n%s", be->usable ? "yes" : "no",
+			       be->status ? be->status->str : "");
+}
+
+static void show_capabilities(const NodeRef *r, GString *out)
+{
+	const BackendClass *cls = backend_of(r)->cls;
+
+	for (const Verb *v = verbs; v->name; v++)
+		if (cls->op[v->kind])
+			g_string_append_printf(out, "%s\n", v->name);
+	if (cls->console_write)
+		g_string_append(out, "console\n");
+	if (cls->cmdline)
+		g_string_append(out, "cmdline\n");
+	if (cls->want_ip)
+		g_string_append(out, "ip\n");
+}
+
+/* ---- hosts/NAME/ ---- */
+
+static uint32_t next_host(const NodeRef *dir, uint32_t after, char name[256])
+{
+	(void)dir;
+	g_strlcpy(name, "local", 256);
+	return after ? 0 : 1;
+}
+
+static uint32_t find_host(const NodeRef *dir, const char *name)
+{
+	(void)dir;
+	return !strcmp(name, "local");
+}
+
+static void show_host_status(const NodeRef *r, GString *out)
+{
+	unsigned live = 0;
+
+	(void)r;
+	for (Vm *vm = registry_after(0); vm; vm = registry_after(vm->serial))
+		live += vm_is_live(vm);
+	g_string_append_printf(out, "state up\nvms %u\nlive %u\n", registry_count(), live);
+}
+
+static void show_host_node(const NodeRef *r, GString *out)
+{
+	(void)r;
+	host_show_node(out);
+}
+
+#define REG(mode) (S_IFREG | (mode))
+#define DIR(mode) (S_IFDIR | (mode))
+
+// clang-format off
+static const Node backend_rows[] = {
+	{ 60, "status", REG(0444), .show = show_backend_status,
+	  .doc = "'usable yes' or 'usable no' and what is missing; what was found on this host" },
+	{ 61, "capabilities", REG(0444), .show = show_capabilities,
+	  .doc = "what it can do, a word a line" },
+	{ 0 },
+};
+static const Dir backend_dir = { .rows = backend_rows };
+static const Node backend_row = { 62, "NAME", DIR(0755), .dir = &backend_dir, .doc = "a hypervisor" };
+static const Dir backends_dir = { .child = &backend_row, .next = next_backend, .find = find_backend };
+
+static const Node host_dir_rows[] = {
+	{ 63, "status", REG(0444), .show = show_host_status, .doc = "'key value' lines: state, vms, live" },
+	{ 64, "node", REG(0444), .show = show_host_node,
+	  .doc = "'key value' lines: cpus, memory and free in bytes, load" },
+	{ 0 },
+};
+static const Dir host_dir = { .rows = host_dir_rows };
+static const Node host_row = { 65, "NAME", DIR(0755), .dir = &host_dir, .doc = "a host; 'local' is this one" };
+static const Dir hosts_dir = { .child = &host_row, .next = next_host, .find = find_host };
+
+static const Node io_rows[] = {
+	{ 66, "events", REG(0444), .stream = &events_all_stream, .doc = "what changes in any VM" },
+	{ 0 },
+};
+static const Dir host_io_dir = { .rows = io_rows };
+
+static const Node dot_rows[] = {
+	{ 50, "version", REG(0444), .show = show_version, .doc = "version of vmfs" },
+	{ 51, "help", REG(0444), .show = show_help, .doc = "this manual" },
+	{ 52, "list", REG(0444), .show = show_list,
+	  .doc = "a line a VM: name, state, backend, host, first address ('-': none)" },
+	{ 53, "events", S_IFLNK | 0777, .target = ".io/events",
+	  .doc = "stream: the events of all VMs" },
+	{ 54, "backends", DIR(0755), .dir = &backends_dir, .doc = "the hypervisors: look here first" },
+	{ 55, "hosts", DIR(0755), .dir = &hosts_dir, .doc = "the hosts" },
+	{ 56, ".io", DIR(0755), .dir = &host_io_dir, .hidden = true, .doc = "where the streams are" },
+	{ 0 },
+};
+static const Dir dot_dir = { .rows = dot_rows };
+
+const Node host_rows[] = {
+	{ 3, ".vmfs", DIR(0755), .dir = &dot_dir, .doc = "about the host and vmfs itself" },
+	{ 0 },
+};
+// clang-format on

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The streams of a VM, in its unlisted directory .io/. */
+#include <errno.h>
+#include <string.h>
+
+#include "vmfs/event.h"
+#include "vmfs/node.h"
+#include "vmfs/registry.h"
+
+/* ---- console ---- */
+
+static void console_open(const NodeRef *r, Reader *reader)
+{
+	reader->pos = stream_start(vm_console(r->vm));
+}
+
+static ssize_t read_stream(const Stream *s, bool ended, Reader *reader, char *buf, size_t size)
+{
+	size_t n = stream_read(s, &reader->pos, buf, size);
+
+	if (n)
+		return (ssize_t)n;
+	return ended ? 0 : -EAGAIN;
+}
+
+static ssize_t console_read(const NodeRef *r, Reader *reader, char *buf, size_t size)
+{
+	return read_stream(vm_console(r->vm), r->vm->removed, reader, buf, size);
+}
+
+static bool console_ready(const NodeRef *r, const Reader *reader)
+{
+	return r->vm->removed || reader->pos != stream_end(vm_console(r->vm));
+}
+
+static ssize_t console_write(const NodeRef *r, const char *data, size_t len)
+{
+	return r->vm->removed ? -ENOENT : vm_type(r->vm, data, len);
+}
+
+static GQueue *console_queue(const NodeRef *r)
+{
+	return stream_queue(vm_console(r->vm));
+}
+
+static GQueue *console_write_queue(const NodeRef *r)
+{
+	return &r->vm->console_writers;
+}
+
+static const StreamClass console_stream = {
+	.open = console_open,
+	.read = console_read,
+	.ready = console_ready,
+	.write = console_write,
+	.queue = console_queue,
+	.write_queue = console_write_queue,
+};
+
+/* ---- events ---- */
+
+static Stream *events_of(const NodeRef *r)
+{
+	return r->vm ? vm_events(r->vm) : events_all();
+}
+
+static void events_first(const NodeRef *r, Reader *reader)
+{
+	reader->pos = stream_end(events_of(r));
+	if (!reader->first)
+		reader->first = g_string_new(NULL);
+	if (r->vm) {
+		events_present(r->vm, reader->first);
+		return;
+	}
+	for (Vm *vm = registry_after(0); vm; vm = registry_after(vm->serial))
+		events_present(vm, reader->first);
+}
+
+static ssize_t events_read(const NodeRef *r, Reader *reader, char *buf, size_t size)
+{
+	Stream *s = events_of(r);
+
+	/* Too slow: what was lost is made up for by the values that hold now. */
+	if (!reader->first->len && reader->pos < stream_start(s))
+		events_first(r, reader);
+	if (reader->first->len) {
+		size_t n = MIN(size, reader->first->len);
+
+		memcpy(buf, reader->first->str, n);
+		g_string_erase(reader->first, 0, (gssize)n);
+		return (ssize_t)n;
+	}
+	return read_stream(s, r->vm && r->vm->removed, reader, buf, size);
+}
+
+static bool events_ready(const NodeRef *r, const Reader *reader)
+{
+	return reader->first->len || (r->vm && r->vm->removed) ||
+	       reader->pos != stream_end(events_of(r));
+}
+
+static GQueue *events_queue(const NodeRef *r)
+{
+	return stream_queue(events_of(r));
+}
+
+static const StreamClass events_stream = {
+	.open = events_first,
+	.read = events_read,
+	.ready = events_ready,
+	.queue = events_queue,
+};
+
+const StreamClass events_all_stream = {
+	.open = events_first,
+	.read = events_read,
+	.ready = events_ready,
+	.queue = events_queue,
+};
+
+/* ---- wait/ ---- */
+
+/* What each file of wait/ waits for is the name of its row. */
+static bool is_true(const NodeRef *r)
+{
+	const Vm *vm = r->vm;
+
+	if (!strcmp(r->node->name, "ip"))
+		return vm->ips != NULL;
+	if (!strcmp(r->node->name, "agent"))
+		return vm->agent;
+	return !strcmp(r->node->name, vm_state_name(vm->state));
+}
+
+static void wait_open(const NodeRef *r, Reader *reader)
+{
+	BackendVm *bv = r->vm->bv;
+
+	(void)reader;
+	if (bv && !is_true(r) && !strcmp(r->node->name, "ip") && bv->be->cls->want_ip)
+		bv->be->cls->want_ip(bv);
+}
+
+static ssize_t wait_read(const NodeRef *r, Reader *reader, char *buf, size_t size)
+{
+	g_autofree char *text = NULL;
+	size_t n;
+
+	if (reader->told)
+		return 0;
+	if (r->vm->removed)
+		return -ENOENT;
+	if (!is_true(r))
+		return -EAGAIN;
+	reader->told = true;
+	if (!strcmp(r->node->name, "ip"))
+		text = g_strjoinv("\n", r->vm->ips);
+	n = (size_t)g_snprintf(buf, size, "%s\n", text ? text : r->node->name);
+	return (ssize_t)MIN(n, size);
+}
+
+static bool wait_ready(const NodeRef *r, const Reader *reader)
+{
+	return reader->told || r->vm->removed || is_true(r);
+}
+
+static GQueue *wait_queue(const NodeRef *r)
+{
+	return &r->vm->waiters;
+}
+
+static const StreamClass wait_stream = {
+	.open = wait_open,
+	.read = wait_read,
+	.ready = wait_ready,
+	.queue = wait_queue,
+};
+
+#define STREAM(mode) (S_IFREG | (mode))
+
+// clang-format off
+static const Node wait_rows[] = {
+	{ 30, "running", STREAM(0444), .stream = &wait_stream, .doc = "answers when it runs" },
+	{ 31, "stopped", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is stopped" },
+	{ 32, "paused", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is paused" },
+	{ 33, "crashed", STREAM(0444), .stream = &wait_stream, .doc = "answers when it has crashed" },
+	{ 34, "ip", STREAM(0444), .stream = &wait_stream, .doc = "answers with the addresses when one is known" },
+	{ 35, "agent", STREAM(0444), .stream = &wait_stream, .doc = "answers when the guest agent is there" },
+	{ 0 },
+};
+
+static const Dir wait_dir = { .rows = wait_rows };
+
+static const Node io_rows[] = {
+	{ 27, "console", STREAM(0660), .stream = &console_stream, .doc = "the serial console" },
+	{ 28, "events", STREAM(0444), .stream = &events_stream, .doc = "what changes" },
+	{ 29, "wait", S_IFDIR | 0755, .dir = &wait_dir, .doc = "one answer each: timeout 60 cat wait/ip" },
+	{ 0 },
+};
+// clang-format on
+
+const Dir io_dir = { .rows = io_rows };

@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The files of a VM's directory. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "vmfs/err.h"
+#include "vmfs/event.h"
+#include "vmfs/node.h"
+#include "vmfs/scratch.h"
+#include "vmfs/tty.h"
+
+static void show_state(const NodeRef *r, GString *out)
+{
+	g_string_append_printf(out, "%s\n", vm_state_name(r->vm->state));
+}
+
+static bool store_state(const NodeRef *r, const char *data, size_t len, Op **op, GError **err)
+{
+	return vm_command(r->vm, data, len, op, err);
+}
+
+static void show_rejected(const NodeRef *r, GString *out)
+{
+	gsize len;
+	const char *text = g_bytes_get_data(r->vm->rejected, &len);
+
+	g_string_append_len(out, text, (gssize)len);
+}
+
+static bool have_rejected(const NodeRef *r)
+{
+	return r->vm->rejected != NULL;
+}
+
+static void remove_rejected(const NodeRef *r)
+{
+	vm_set_rejected(r->vm, NULL);
+}
+
+static bool have_spec(const NodeRef *r)
+{
+	return !r->vm->spec_away;
+}
+
+static void show_pending(const NodeRef *r, GString *out)
+{
+	g_autoptr(GPtrArray) keys = vm_pending(r->vm);
+
+	for (unsigned i = 0; i < keys->len; i++)
+		g_string_append_printf(out, "%s\n", (char *)keys->pdata[i]);
+}
+
+static void show_exit(const Vm *vm, GString *out)
+{
+	int status = vm->exit_status;
+
+	if (status == -1)
+		return;
+	if (WIFSIGNALED(status))
+		g_string_append_printf(out, "exit signal %d\n", WTERMSIG(status));
+	else
+		g_string_append_printf(out, "exit %d\n", WEXITSTATUS(status));
+}
+
+static void show_status(const NodeRef *r, GString *out)
+{
+	const Vm *vm = r->vm;
+	const Backend *be = vm->bv ? vm->bv->be : backend_for(vm->spec, NULL);
+
+	g_string_append_printf(out, "state %s\n", vm_state_name(vm->state));
+	if (vm->reason)
+		g_string_append_printf(out, "reason %s\n", vm->reason);
+	g_string_append(out, "since ");
+	events_time(out, vm->since);
+	g_string_append_printf(out, "\nbackend %s\nhost local\n", be ? be->cls->name : "none");
+	if (vm->pid)
+		g_string_append_printf(out, "pid %d\n", (int)vm->pid);
+	if (vm->op) {
+		const char *step = op_step_name(vm->op);
+
+		g_string_append_printf(out, "operation %s%s%s\n", op_verb(vm->op)->name,
+				       step ? " " : "", step ? step : "");
+		if (op_percent(vm->op) >= 0)
+			g_string_append_printf(out, "progress %d\n", op_percent(vm->op));
+	}
+	show_exit(vm, out);
+	for (unsigned i = 0; vm->facts && i < vm->facts->len; i++)
+		g_string_append_printf(out, "%s\n", (char *)vm->facts->pdata[i]);
+}
+
+static void show_error(const NodeRef *r, GString *out)
+{
+	if (r->vm->error)
+		g_string_append_printf(out, "%s\n", r->vm->error);
+}
+
+static void show_ip(const NodeRef *r, GString *out)
+{
+	for (unsigned i = 0; r->vm->ips && r->vm->ips[i]; i++)
+		g_string_append_printf(out, "%s\n", r->vm->ips[i]);
+}
+
+static void show_pid(const NodeRef *r, GString *out)
+{
+	if (r->vm->pid)
+		g_string_append_printf(out, "%d\n", (int)r->vm->pid);
+}
+
+static void show_id(const NodeRef *r, GString *out)
+{
+	g_string_append_printf(out, "%u\n", r->vm->id);
+}
+
+static bool is_plain(const char *word)
+{
+	return *word && !word[strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+					   "0123456789@%+=:,./_-")];
+}
+
+static void show_cmdline(const NodeRef *r, GString *out)
+{
+	g_autoptr(GPtrArray) argv = g_ptr_array_new_with_free_func(g_free);
+	BackendVm *bv = vm_backend(r->vm, NULL);
+
+	if (!bv || !bv->be->cls->cmdline(bv, argv, NULL))
+		return;
+	for (unsigned i = 0; i < argv->len && argv->pdata[i]; i++) {
+		g_autofree char *quoted = is_plain(argv->pdata[i]) ? g_strdup(argv->pdata[i])
+								   : g_shell_quote(argv->pdata[i]);
+
+		g_string_append_printf(out, "%s%s", i ? " " : "", quoted);
+	}
+	g_string_append_c(out, '\n');
+}
+
+static const BackendClass *class_of(const NodeRef *r)
+{
+	const Backend *be =
+		r->vm->bv && vm_is_live(r->vm) ? r->vm->bv->be : backend_for(r->vm->spec, NULL);
+
+	return be ? be->cls : NULL;
+}
+
+static bool have_cmdline(const NodeRef *r)
+{
+	const BackendClass *cls = class_of(r);
+
+	return cls && cls->cmdline;
+}
+
+static bool have_console(const NodeRef *r)
+{
+	const BackendClass *cls = class_of(r);
+
+	return cls && cls->console_write;
+}
+
+static bool have_tty(const NodeRef *r)
+{
+	return have_console(r) && (r->vm->tty || vm_is_live(r->vm));
+}
+
+static bool have_sim(const NodeRef *r)
+{
+	const BackendClass *cls = class_of(r);
+
+	return cls && cls->control;
+}
+
+static bool store_sim(const NodeRef *r, const char *data, size_t len, Op **op, GError **err)
+{
+	GError *e = NULL;
+	BackendVm *bv = vm_backend(r->vm, &e);
+	g_autofree char *line = g_strndup(data, len);
+
+	*op = NULL;
+	if (!bv || !bv->be->cls->control(bv, g_strstrip(line), &e)) {
+		vm_set_error(r->vm, "sim", e);
+		g_propagate_error(err, e);
+		return false;
+	}
+	return true;
+}
+
+static const char *link_tty(const NodeRef *r)
+{
+	return tty_path(r->vm);
+}
+
+static int file_console_log(const NodeRef *r)
+{
+	g_autofree char *path = g_build_filename(vm_data_dir(r->vm), "console.log", NULL);
+
+	/* The directory is its owner's, who could put anything there: a file, opened without
+	 * waiting. */
+	return open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+}
+
+static uint32_t next_scratch(const NodeRef *dir, uint32_t after, char name[256])
+{
+	const Scratch *f = scratch_after(dir->vm, after);
+
+	if (!f)
+		return 0;
+	g_strlcpy(name, f->name, 256);
+	return f->number;
+}
+
+static uint32_t find_scratch(const NodeRef *dir, const char *name)
+{
+	const Scratch *f = scratch_find(dir->vm, name);
+
+	return f ? f->number : 0;
+}
+
+#define REG(mode) (S_IFREG | (mode))
+#define LNK	  (S_IFLNK | 0777)
+
+// clang-format off
+static const Node vm_rows[] = {
+	{ 10, "state", REG(0664), .show = show_state, .store = store_state, .events = EV_STATE,
+	  .doc = "one noun: stopped starting running paused stopping asleep crashed unknown; write a verb, or the noun it is to be" },
+	{ 11, "spec.yaml", REG(0660), .document = true, .present = have_spec, .events = EV_SPEC,
+	  .doc = "what the VM should be; a bad document changes nothing" },
+	{ 12, "spec.yaml.rej", REG(0440), .show = show_rejected, .present = have_rejected,
+	  .remove = remove_rejected, .events = EV_REJECTED,
+	  .doc = "the last document, when it was refused; 'start' is refused until it is removed or a good one is written" },
+	{ 13, "pending", REG(0444), .show = show_pending, .events = EV_PENDING | EV_SPEC | EV_STATE,
+	  .doc = "keys of spec.yaml that the running VM does not have yet; empty when they agree" },
+	{ 14, "status", REG(0444), .show = show_status,
+	  .events = EV_STATE | EV_REASON | EV_PID | EV_OPERATION | EV_FACTS,
+	  .doc = "'key value' lines: state, reason, since, backend, host, pid, operation, progress, exit, ports" },
+	{ 15, "error", REG(0444), .show = show_error, .events = EV_ERROR,
+	  .doc = "the last failure: time, verb, errno and a sentence; empty after a success" },
+	{ 18, "ip", REG(0444), .show = show_ip, .events = EV_IP,
+	  .doc = "the guest's addresses, one a line, best first; empty while unknown" },
+	{ 19, "pid", REG(0444), .show = show_pid, .events = EV_PID,
+	  .doc = "process id of the VMM; empty when none runs" },
+	{ 20, "id", REG(0444), .show = show_id,
+	  .doc = "a small number, unique on this host; MAC addresses derive from it" },
+	{ 21, "cmdline", REG(0440), .show = show_cmdline, .present = have_cmdline, .events = EV_SPEC,
+	  .doc = "the command line that a start would run" },
+	{ 22, "console", LNK, .target = ".io/console", .present = have_console,
+	  .doc = "stream: the serial console; what is written to it is typed" },
+	{ 23, "console.log", REG(0440), .file = file_console_log, .present = have_console,
+	  .doc = "all that the console printed" },
+	{ 24, "tty", LNK, .link = link_tty, .present = have_tty,
+	  .doc = "the console as a terminal, for screen or picocom, while the VM runs" },
+	{ 16, "events", LNK, .target = ".io/events",
+	  .doc = "stream: the present values, then a line a change: TIME NAME KEY VALUE..." },
+	{ 17, "wait", LNK, .target = ".io/wait",
+	  .doc = "streams that answer once something is true" },
+	{ 25, "sim", REG(0220), .store = store_sim, .present = have_sim,
+	  .doc = "sim VMs only: what the simulated guest and hypervisor are to do" },
+	{ 26, ".io", S_IFDIR | 0755, .dir = &io_dir, .hidden = true,
+	  .doc = "where the streams are; not listed, so that recursive tools do not block on them" },
+	{ 0 },
+};
+
+static const Node scratch_row = {
+	40, "*", REG(0600), .scratch = true,
+	.doc = "scratch files of editors: in memory, few and small, with no meaning until renamed to spec.yaml",
+};
+// clang-format on
+
+const Dir vm_dir = {
+	.rows = vm_rows,
+	.child = &scratch_row,
+	.next = next_scratch,
+	.find = find_scratch,
+};

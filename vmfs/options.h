@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The command line: vmfs [options] [SOURCE] MOUNTPOINT, as mount(8) and sshfs have it. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct Options {
+	bool foreground, debug, help, version, probe_kvm, man;
+	char *state_dir, *runtime_dir, *mountpoint; /* absolute; the mountpoint resolved */
+	char *fuse;				    /* for fuse(8) */
+	uint32_t first_id, last_id;
+	unsigned verb_timeout_s; /* 0: as each verb says */
+} Options;
+
+/* false: said on stderr what is wrong. */
+bool options_parse(int argc, char **argv, Options *ret);
+void options_usage(void);
