@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A simulated hypervisor: complete, deterministic, without processes, so that thousands of VMs fit
+ * and every fault can be ordered through the file `sim`. It does nothing on its own: what happens
+ * is what the spec's `sim:` keys, an operation or an order says.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "backends/backend.h"
+#include "vmfs/err.h"
+#include "vmfs/loop.h"
+#include "vmfs/specval.h"
+
+#define MAX_MS (24u * 3600 * 1000)
+
+typedef enum FaultKind { FAULT_NONE, FAULT_FAIL, FAULT_HANG, FAULT_SLOW } FaultKind;
+
+typedef struct Fault {
+	FaultKind kind;
+	int code;    /* FAULT_FAIL */
+	uint64_t ms; /* FAULT_SLOW */
+} Fault;
+
+typedef struct SimVm {
+	BackendVm base;
+	VmState truth; /* what the simulated machine does, whether or not we can reach it */
+	bool lost, ignore_stop;
+	Fault faults[OP_MAX];
+	Op *op; /* the one that waits on the timer */
+	Timer *timer, *boot;
+} SimVm;
+
+static SimVm *sim_from(BackendVm *bv)
+{
+	return (SimVm *)bv;
+}
+
+static void tell(SimVm *s, VmState truth, const char *reason)
+{
+	s->truth = truth;
+	backend_changed(&s->base);
+	if (!s->lost)
+		backend_state(&s->base, truth, reason);
+}
+
+static void gone(SimVm *s, VmState truth, const char *reason, int exit_status)
+{
+	timer_stop(&s->boot);
+	s->truth = truth;
+	if (!s->lost)
+		backend_gone(&s->base, truth, reason, exit_status);
+}
+
+static void print(SimVm *s, const char *text, size_t len)
+{
+	g_autofree char *path = g_build_filename(vm_data_dir(s->base.vm), "console.log", NULL);
+	int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);
+	ssize_t n = fd < 0 ? -1 : write(fd, text, len);
+
+	(void)n; /* as on a full disk: the console goes on without its log */
+	if (fd >= 0)
+		close(fd);
+	backend_console(&s->base, text, len);
+}
+
+static bool set_ips(SimVm *s, const char *words, GError **err)
+{
+	g_auto(GStrv) ips = g_strsplit(words, " ", -1);
+	struct in6_addr any;
+
+	for (unsigned i = 0; ips[i]; i++)
+		if (inet_pton(AF_INET, ips[i], &any) != 1 && inet_pton(AF_INET6, ips[i], &any) != 1)
+			return err_set(err, EINVAL, "'%.40s' is not an address", ips[i]);
+	backend_ips(&s->base, *words ? (const char *const *)ips : NULL);
+	return true;
+}
+
+static const char *option(const SimVm *s, const char *key)
+{
+	const Spec *spec = s->base.spec;
+
+	return spec->sim ? g_hash_table_lookup(spec->sim, key) : NULL;
+}
+
+/* ---- the guest ---- */
+
+static void booted(void *arg)
+{
+	SimVm *s = arg;
+	const char *ip = option(s, "ip");
+
+	s->boot = NULL;
+	backend_agent(&s->base, true);
+	if (ip)
+		(void)set_ips(s, ip, NULL);
+}
+
+static void boot(SimVm *s)
+{
+	const char *after = option(s, "boot");
+	uint64_t ms = 0;
+
+	timer_stop(&s->boot);
+	backend_agent(&s->base, false);
+	backend_ips(&s->base, NULL);
+	print(s, "sim: boot\n", strlen("sim: boot\n"));
+	if (after)
+		(void)specval_duration(after, MAX_MS, &ms, NULL);
+	if (ms)
+		s->boot = timer_start(ms, booted, s);
+	else
+		booted(s);
+}
+
+/* ---- operations ---- */
+
+static void apply(SimVm *s, Op *op)
+{
+	switch (op_kind(op)) {
+	case OP_START:
+		s->lost = false;
+		tell(s, VM_RUNNING, "started");
+		boot(s);
+		break;
+	case OP_STOP:
+		gone(s, VM_STOPPED, s->ignore_stop ? "forced" : "guest-shutdown", 0);
+		break;
+	case OP_KILL:
+		s->lost = false;
+		gone(s, VM_STOPPED, "killed", SIGKILL);
+		break;
+	case OP_PAUSE:
+		tell(s, VM_PAUSED, "paused");
+		break;
+	case OP_RESUME:
+		tell(s, VM_RUNNING, "resumed");
+		break;
+	case OP_REBOOT:
+	case OP_RESET:
+		boot(s);
+		break;
+	case OP_NONE:
+	case OP_ADOPT:
+	case OP_MAX:
+		break;
+	}
+	op_ok(op);
+}
+
+static void op_due(void *arg)
+{
+	SimVm *s = arg;
+	Op *op = s->op;
+
+	s->timer = NULL;
+	s->op = NULL;
+	apply(s, op);
+}
+
+static void op_cancelled(Op *op, void *ctx)
+{
+	SimVm *s = ctx;
+
+	(void)op;
+	timer_stop(&s->timer);
+	s->op = NULL;
+}
+
+static void run_op(BackendVm *bv, Op *op)
+{
+	SimVm *s = sim_from(bv);
+	Fault f = s->faults[op_kind(op)];
+	bool wait_for_guest = op_kind(op) == OP_STOP && s->ignore_stop;
+
+	op_on_cancel(op, op_cancelled, s);
+	if (f.kind == FAULT_FAIL) {
+		s->faults[op_kind(op)].kind = FAULT_NONE;
+		op_fail(op,
+			err_new(f.code, "the simulated hypervisor says: %s", g_strerror(f.code)));
+		return;
+	}
+	s->op = op;
+	if (op_kind(op) == OP_STOP)
+		op_accept(op);
+	if (f.kind == FAULT_HANG)
+		return;
+	if (f.kind == FAULT_SLOW)
+		s->timer = timer_start(f.ms, op_due, s);
+	else if (wait_for_guest && op_seconds_ms(op))
+		s->timer = timer_start(op_seconds_ms(op), op_due, s);
+	else
+		op_due(s);
+}
+
+static void adopt(BackendVm *bv, Op *op)
+{
+	SimVm *s = sim_from(bv);
+	GKeyFile *run = vm_run_file(bv->vm);
+	g_autofree char *truth = run ? g_key_file_get_string(run, "backend", "truth", NULL) : NULL;
+	VmState state = truth ? vm_state_find(truth) : VM_STATE_MAX;
+
+	if (state == VM_RUNNING || state == VM_PAUSED) {
+		tell(s, state, state == VM_RUNNING ? "adopted" : "paused");
+		booted(s);
+	} else {
+		gone(s, VM_STOPPED, "undone", -1);
+	}
+	op_ok(op);
+}
+
+static void save(const BackendVm *bv, GKeyFile *run)
+{
+	const SimVm *s = (const SimVm *)bv;
+
+	g_key_file_set_string(run, "backend", "truth", vm_state_name(s->truth));
+}
+
+static void fini(BackendVm *bv)
+{
+	SimVm *s = sim_from(bv);
+
+	timer_stop(&s->timer);
+	timer_stop(&s->boot);
+}
+
+/* A guest whose terminal echoes. */
+static size_t console_write(BackendVm *bv, const char *data, size_t len)
+{
+	print(sim_from(bv), data, len);
+	return len;
+}
+
+static void probe(Backend *be)
+{
+	be->status = g_string_new("note simulated machines, for tests; only used when named\n");
+	backend_probed(be, true, NULL);
+}
+
+static bool check(Backend *be, const Spec *spec, GError **err)
+{
+	const char *after = spec->sim ? g_hash_table_lookup(spec->sim, "boot") : NULL;
+	GHashTableIter it;
+	gpointer key;
+	uint64_t ms;
+
+	(void)be;
+	if (spec->sim) {
+		g_hash_table_iter_init(&it, spec->sim);
+		while (g_hash_table_iter_next(&it, &key, NULL))
+			if (strcmp(key, "ip") && strcmp(key, "boot"))
+				return err_set(err, EINVAL,
+					       "sim: unknown key '%s'; known are ip and boot",
+					       (char *)key);
+	}
+	if (after && !specval_duration(after, MAX_MS, &ms, err)) {
+		g_prefix_error(err, "sim.boot: ");
+		return false;
+	}
+	return true;
+}
+
+static bool cmdline(BackendVm *bv, GPtrArray *argv, GError **err)
+{
+	(void)err;
+	g_ptr_array_add(argv, g_strdup("sim"));
+	g_ptr_array_add(argv, g_strdup(vm_name(bv->vm)));
+	g_ptr_array_add(argv, g_strdup_printf("cpus=%u", bv->spec->cpus));
+	g_ptr_array_add(argv, g_strdup_printf("memory=%" G_GUINT64_FORMAT, bv->spec->memory));
+	return true;
+}
+
+/* ---- orders ---- */
+
+static bool set_fault(SimVm *s, char **word, unsigned n, GError **err)
+{
+	const Verb *v = n > 1 ? verb_find(word[1]) : NULL;
+	Fault f = { 0 };
+
+	if (!v)
+		return err_set(err, EINVAL, "'%s' needs a verb", word[0]);
+	if (!strcmp(word[0], "fail")) {
+		f.kind = FAULT_FAIL;
+		for (int e = 1; n > 2 && e < 134; e++)
+			if (!strcmp(err_name(e), word[2]))
+				f.code = e;
+		if (!f.code)
+			return err_set(err, EINVAL, "'fail %s' needs the name of an errno",
+				       word[1]);
+	} else if (!strcmp(word[0], "hang")) {
+		f.kind = FAULT_HANG;
+	} else if (!strcmp(word[0], "slow")) {
+		f.kind = FAULT_SLOW;
+		f.ms = n > 2 ? g_ascii_strtoull(word[2], NULL, 10) : 0;
+		if (!f.ms || f.ms > MAX_MS)
+			return err_set(err, EINVAL, "'slow %s' needs milliseconds", word[1]);
+	}
+	s->faults[v->kind] = f;
+	return true;
+}
+
+static bool lose(SimVm *s, bool lost)
+{
+	s->lost = lost;
+	if (lost)
+		backend_state(&s->base, VM_UNKNOWN, "connection-lost");
+	else if (s->truth == VM_RUNNING || s->truth == VM_PAUSED)
+		backend_state(&s->base, s->truth, "found");
+	else
+		backend_gone(&s->base, s->truth, "found", -1);
+	return true;
+}
+
+static bool guest_order(SimVm *s, const char *word, const char *rest, bool *known, GError **err)
+{
+	*known = true;
+	if (!strcmp(word, "lose") || !strcmp(word, "find"))
+		return lose(s, !strcmp(word, "lose"));
+	if (s->truth != VM_RUNNING && s->truth != VM_PAUSED)
+		return err_set(err, ESRCH, "the simulated machine does not run");
+	if (!strcmp(word, "print")) {
+		g_autofree char *line = g_strconcat(rest, "\n", NULL);
+
+		print(s, line, strlen(line));
+	} else if (!strcmp(word, "ip"))
+		return set_ips(s, rest, err);
+	else if (!strcmp(word, "agent"))
+		backend_agent(&s->base, !strcmp(rest, "up"));
+	else if (!strcmp(word, "poweroff"))
+		gone(s, VM_STOPPED, "guest-shutdown", 0);
+	else if (!strcmp(word, "reboot"))
+		boot(s);
+	else if (!strcmp(word, "panic"))
+		gone(s, VM_CRASHED, "guest-panic", 0);
+	else if (!strcmp(word, "die"))
+		gone(s, VM_CRASHED, "signal-9", SIGKILL);
+	else
+		*known = false;
+	return true;
+}
+
+static bool control(BackendVm *bv, char *line, GError **err)
+{
+	SimVm *s = sim_from(bv);
+	g_auto(GStrv) word = g_strsplit(line, " ", 4);
+	unsigned n = g_strv_length(word);
+	const char *first = n ? word[0] : "", *space = strchr(line, ' ');
+	bool known;
+
+	if (!strcmp(first, "fail") || !strcmp(first, "hang") || !strcmp(first, "slow") ||
+	    !strcmp(first, "ok"))
+		return set_fault(s, word, n, err);
+	if (!strcmp(first, "ignore") && n == 2 && !strcmp(word[1], "stop")) {
+		s->ignore_stop = true;
+		return true;
+	}
+	if (!guest_order(s, first, space ? space + 1 : "", &known, err))
+		return false;
+	return known || err_set(err, EINVAL, "unknown order '%.40s'", first);
+}
+
+const BackendClass sim_class = {
+	.name = "sim",
+	.doc = "simulated machines, for tests",
+	.vm_size = sizeof(SimVm),
+	.hidden = true,
+	.probe = probe,
+	.check = check,
+	.cmdline = cmdline,
+	.fini = fini,
+	.save = save,
+	.op = {
+		[OP_START] = run_op, [OP_STOP] = run_op, [OP_KILL] = run_op, [OP_PAUSE] = run_op,
+		[OP_RESUME] = run_op, [OP_REBOOT] = run_op, [OP_RESET] = run_op, [OP_ADOPT] = adopt,
+	},
+	.console_write = console_write,
+	.control = control,
+};
