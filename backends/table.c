@@ -46,8 +46,6 @@ static void one_less(void)
 void backend_probed(Backend *be, bool usable, const char *why)
 {
 	be->usable = usable;
-	if (!be->status)
-		be->status = g_string_new(NULL);
 	if (why)
 		g_string_append_printf(be->status, "missing %s\n", why);
 	one_less();
@@ -60,6 +58,7 @@ void backends_probe(void (*done)(void))
 	probes.left = 1;
 	for (unsigned i = 0; backends[i]; i++) {
 		probes.left++;
+		backends[i]->status = g_string_new(NULL);
 		backends[i]->cls->probe(backends[i]);
 	}
 	one_less();

@@ -238,7 +238,7 @@ static size_t console_write(BackendVm *bv, const char *data, size_t len)
 
 static void probe(Backend *be)
 {
-	be->status = g_string_new("note simulated machines, for tests; only used when named\n");
+	g_string_append(be->status, "note simulated machines, for tests; only used when named\n");
 	backend_probed(be, true, NULL);
 }
 
