@@ -32,6 +32,7 @@ typedef struct Commit {
 	DocumentDone fn;
 	void *arg;
 	Timer *timer;
+	GError *error;
 } Commit;
 
 /* What the pool works on: a copy, which outlives a commit that gave up. */
@@ -139,20 +140,30 @@ static void commit_free(Commit *c)
 	vm_unref(c->vm);
 	g_bytes_unref(c->text);
 	spec_unref(c->spec);
+	g_clear_error(&c->error);
 	g_free(c);
+}
+
+/* Both ends are told of when they are stored: a successor of this daemon must know as much. */
+static void answer(void *arg, int err)
+{
+	Commit *c = arg;
+
+	(void)err;
+	c->fn(c->arg, c->error);
+	commit_free(c);
 }
 
 static void refuse(Commit *c, GError *take)
 {
 	if (take->code == EINVAL)
 		take->code = c->invalid;
+	c->error = take;
 	if (!c->vm->removed) {
 		vm_set_rejected(c->vm, c->text);
 		vm_set_error(c->vm, "spec.yaml", take);
 	}
-	c->fn(c->arg, take);
-	g_error_free(take);
-	commit_free(c);
+	store_barrier(answer, c);
 }
 
 static void stored(void *arg, int err)
@@ -168,8 +179,7 @@ static void stored(void *arg, int err)
 		vm_set_rejected(c->vm, NULL);
 		vm_set_error(c->vm, "spec.yaml", NULL);
 	}
-	c->fn(c->arg, NULL);
-	commit_free(c);
+	store_barrier(answer, c);
 }
 
 static void paths_good(Commit *c)
@@ -177,8 +187,7 @@ static void paths_good(Commit *c)
 	g_autofree char *path = NULL;
 
 	if (c->prefix) {
-		c->fn(c->arg, NULL);
-		commit_free(c);
+		answer(c, 0);
 		return;
 	}
 	path = g_strdup_printf("vms/%u/spec.yaml", c->vm->serial);

@@ -15,6 +15,7 @@
 #include "vmfs/fs_internal.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
+#include "vmfs/notify.h"
 
 #define REQUESTS_A_TURN 64 /* then other descriptors have their turn */
 #define MAX_GROUPS	1024
@@ -51,6 +52,7 @@ void fs_reply_entry(fuse_req_t req, const NodeRef *r)
 	struct fuse_entry_param e = { .ino = node_ino(r) };
 
 	node_stat(r, &e.attr);
+	notify_looked_up(e.ino);
 	fuse_reply_entry(req, &e);
 }
 
@@ -127,8 +129,14 @@ static void fs_init(void *arg, struct fuse_conn_info *conn)
 
 static void fs_forget(fuse_req_t req, fuse_ino_t ino, uint64_t nlookup)
 {
-	(void)ino;
-	(void)nlookup;
+	notify_forgotten(ino, nlookup);
+	fuse_reply_none(req);
+}
+
+static void fs_forget_multi(fuse_req_t req, size_t count, struct fuse_forget_data *forgets)
+{
+	for (size_t i = 0; i < count; i++)
+		notify_forgotten(forgets[i].ino, forgets[i].nlookup);
 	fuse_reply_none(req);
 }
 
@@ -171,6 +179,7 @@ static const struct fuse_lowlevel_ops ops = {
 	.init = fs_init,
 	.lookup = fs_lookup,
 	.forget = fs_forget,
+	.forget_multi = fs_forget_multi,
 	.getattr = fs_getattr,
 	.setattr = fs_setattr,
 	.readlink = fs_readlink,

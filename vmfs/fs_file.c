@@ -14,6 +14,7 @@
 #include "vmfs/err.h"
 #include "vmfs/fs_internal.h"
 #include "vmfs/loop.h"
+#include "vmfs/notify.h"
 #include "vmfs/scratch.h"
 #include "vmfs/store.h"
 #include "vmfs/waitq.h"
@@ -44,9 +45,11 @@ static uint32_t version_of(const NodeRef *r)
 {
 	uint32_t sum = 0;
 
-	for (unsigned i = 0; r->vm && i < EV_COUNT; i++)
+	const uint32_t *versions = r->vm ? r->vm->versions : vm_all.versions;
+
+	for (unsigned i = 0; i < EV_COUNT; i++)
 		if (r->node->events & (1u << i))
-			sum += r->vm->versions[i];
+			sum += versions[i];
 	return sum;
 }
 
@@ -177,6 +180,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 	}
 	e.ino = node_ino(&r);
 	node_stat(&r, &e.attr);
+	notify_looked_up(e.ino);
 	fi->fh = h->fh;
 	fi->direct_io = 1;
 	if (fuse_reply_create(req, &e, fi))
@@ -363,6 +367,8 @@ static void command_answer(void *arg, int store_err)
 		fuse_reply_err(c->parked.req, c->err);
 	else
 		fuse_reply_write(c->parked.req, c->size);
+	if (c->size)
+		notify_release(c->h->ref.vm);
 	command_free(c);
 }
 
@@ -411,6 +417,8 @@ static void command_ended(Parked *parked, int err)
 	Command *c = (Command *)parked;
 
 	fuse_reply_err(fs_unpark(parked), err);
+	if (c->size)
+		notify_release(c->h->ref.vm);
 	command_free(c);
 }
 
@@ -421,6 +429,7 @@ static void write_command(fuse_req_t req, Handle *h, const char *buf, size_t siz
 
 	c->h = h;
 	c->size = size;
+	notify_hold(h->ref.vm);
 	if (h->ref.vm->removed)
 		(void)err_set(&e, ENODEV, "the VM has been removed");
 	else
@@ -800,8 +809,8 @@ void fs_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct f
 		h->poll.wake = poll_woken;
 		if (h->ref.node->stream)
 			waitq_add(h->ref.node->stream->queue(&h->ref), &h->poll);
-		else if (h->ref.vm)
-			waitq_add(&h->ref.vm->waiters, &h->poll);
+		else
+			waitq_add(h->ref.vm ? &h->ref.vm->waiters : &vm_all.waiters, &h->poll);
 	}
 	fuse_reply_poll(req, poll_events(h));
 }

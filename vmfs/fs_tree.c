@@ -14,6 +14,7 @@
 #include "vmfs/err.h"
 #include "vmfs/fs_internal.h"
 #include "vmfs/loop.h"
+#include "vmfs/notify.h"
 #include "vmfs/registry.h"
 #include "vmfs/scratch.h"
 #include "vmfs/store.h"
@@ -507,6 +508,8 @@ static void list(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, bool pl
 		n = add_entry(req, buf + used, size - used, cookie + DOTS, name, &r, plus);
 		if (n > size - used)
 			break;
+		if (plus)
+			notify_looked_up(node_ino(&r));
 		used += n;
 	}
 	fuse_reply_buf(req, buf, used);

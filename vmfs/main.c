@@ -24,6 +24,7 @@
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
 #include "vmfs/node.h"
+#include "vmfs/notify.h"
 #include "vmfs/options.h"
 #include "vmfs/registry.h"
 #include "vmfs/store.h"
@@ -90,7 +91,11 @@ static bool prepare(GError **err)
 	/* What is stored was good where it was written: only new documents are held to this. */
 	spec_set_limits(0, host_memory());
 	fs.mountpoint = mountpoint;
-	return fs_mount(&fs, err);
+	if (!fs_mount(&fs, err))
+		return false;
+	notify_start(mountpoint);
+	vm_all.changed = notify_change;
+	return true;
 }
 
 static void run(void)
@@ -107,6 +112,8 @@ static void run(void)
 	/* Requests that wait for the disk are answered by this; ops end half-done, as by a crash.
 	 */
 	store_close();
+	vm_all.changed = NULL;
+	notify_stop();
 	fs_unmount();
 	registry_close();
 }
@@ -155,6 +162,8 @@ int main(int argc, char **argv)
 		puts("vmfs " VMFS_VERSION);
 		return EXIT_SUCCESS;
 	}
+	if (app.options.notify_helper)
+		return notify_helper_main();
 #ifdef HAVE_QEMU
 	if (app.options.probe_kvm)
 		return qemu_probe_kvm_main();

@@ -145,6 +145,7 @@ static const Node dot_rows[] = {
 	{ 50, "version", REG(0444), .show = show_version, .doc = "version of vmfs" },
 	{ 51, "help", REG(0444), .show = show_help, .doc = "this manual" },
 	{ 52, "list", REG(0444), .show = show_list,
+	  .events = EV_STATE | EV_IP | EV_SPEC,
 	  .doc = "a line a VM: name, state, backend, host, first address ('-': none)" },
 	{ 53, "events", S_IFLNK | 0777, .target = ".io/events",
 	  .doc = "stream: the events of all VMs" },

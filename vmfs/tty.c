@@ -28,6 +28,7 @@ typedef struct Tty {
 	size_t out_len;
 	char in[CHUNK]; /* typed, not yet taken by the guest */
 	size_t in_len;
+	bool moving;
 	WaitEntry output, room;
 } Tty;
 
@@ -77,8 +78,15 @@ static bool push_input(Tty *t)
 
 static void move(Tty *t)
 {
-	bool out = push_output(t), in = push_input(t);
+	bool out, in;
 
+	/* What is typed may be echoed, and so wake us, before it has been taken out of `in`. */
+	if (t->moving)
+		return;
+	t->moving = true;
+	in = push_input(t);
+	out = push_output(t);
+	t->moving = false;
 	waitq_remove(&t->room);
 	if (!in)
 		waitq_add(&t->vm->console_writers, &t->room);

@@ -24,6 +24,7 @@
 #define MAX_IPS	  32
 
 VmConfig vm_config;
+VmAll vm_all;
 
 static const char *const state_names[] = {
 	[VM_STOPPED] = "stopped", [VM_STARTING] = "starting", [VM_RUNNING] = "running",
@@ -138,10 +139,15 @@ void vm_changed(Vm *vm, unsigned changes)
 {
 	vm->changed = vm_now();
 	for (unsigned i = 0; i < EV_COUNT; i++)
-		if (changes & (1u << i))
+		if (changes & (1u << i)) {
 			vm->versions[i]++;
+			vm_all.versions[i]++;
+		}
 	events_emit(vm, changes);
 	waitq_wake(&vm->waiters);
+	waitq_wake(&vm_all.waiters);
+	if (vm_all.changed)
+		vm_all.changed(vm, changes);
 }
 
 static bool op_state(const Vm *vm, VmState *ret)

@@ -90,6 +90,7 @@ struct Vm {
 
 	Stream *console, *events;    /* NULL until first used */
 	uint32_t versions[EV_COUNT]; /* how often each has changed */
+	unsigned commands;	     /* writes to `state` that are being answered */
 	GQueue waiters;		     /* parked readers of wait/, and pollers of files */
 	GQueue console_writers;	     /* writers for whom the console had no room */
 	struct Tty *tty;	     /* tty.h; NULL until first looked at */
@@ -120,8 +121,16 @@ void vm_refresh_state(Vm *vm);
 /* The backend of the VM's spec, made on first use; another one when the spec was changed. */
 BackendVm *vm_backend(Vm *vm, GError **err);
 
-/* Tell the streams, waiters and pollers that these things have changed. */
+/* Tell the streams, waiters, pollers and watchers that these things have changed. */
 void vm_changed(Vm *vm, unsigned changes);
+
+/* The same of all VMs together. */
+typedef struct VmAll {
+	uint32_t versions[EV_COUNT];
+	GQueue waiters;
+	void (*changed)(Vm *vm, unsigned changes); /* NULL: nobody else to tell */
+} VmAll;
+extern VmAll vm_all;
 
 /* The hypervisor's word on the state. Shown at once unless an operation's own state is. */
 void vm_push_state(Vm *vm, VmState state, const char *reason);

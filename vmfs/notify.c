@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vmfs/notify.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "vmfs/log.h"
+#include "vmfs/loop.h"
+#include "vmfs/node.h"
+#include "vmfs/proc.h"
+#include "vmfs/registry.h"
+
+/* As long as a path is, and one message a path. */
+#define MAX_MESSAGE 4096
+/* Each can be held up by a write that is being answered; the others go on. */
+#define HELPER_THREADS 4
+#define HELPER_FD      3
+
+static struct {
+	char *mountpoint;
+	Proc *helper;
+	int fd;
+	Watch *watch; /* waits for room in the socket; NULL: it has some */
+	bool flushing;
+	GQueue queue;	     /* of inode numbers, as pointers to keys of `pending` */
+	GHashTable *pending; /* set of inode numbers */
+	GHashTable *lookups; /* inode number to count */
+} notify = { .fd = -1 };
+
+static void flush_later(void);
+
+/* ---- whom it may concern ---- */
+
+void notify_looked_up(uint64_t ino)
+{
+	uint64_t *count;
+
+	if (!notify.lookups)
+		return;
+	count = g_hash_table_lookup(notify.lookups, &ino);
+	if (!count) {
+		uint64_t *entry = g_new(uint64_t, 2);
+
+		entry[0] = ino;
+		entry[1] = 1;
+		/* One block is both key and value. */
+		g_hash_table_insert(notify.lookups, entry, entry + 1);
+		return;
+	}
+	++*count;
+}
+
+void notify_forgotten(uint64_t ino, uint64_t n)
+{
+	uint64_t *count = notify.lookups ? g_hash_table_lookup(notify.lookups, &ino) : NULL;
+
+	if (!count)
+		return;
+	if (*count > n)
+		*count -= n;
+	else
+		g_hash_table_remove(notify.lookups, &ino);
+}
+
+static bool is_known(uint64_t ino)
+{
+	return g_hash_table_contains(notify.lookups, &ino);
+}
+
+/* ---- what to touch ---- */
+
+static void queue_ino(uint64_t ino)
+{
+	uint64_t *key;
+
+	if (g_hash_table_contains(notify.pending, &ino))
+		return;
+	key = g_memdup2(&ino, sizeof ino);
+	g_hash_table_add(notify.pending, key);
+	g_queue_push_tail(&notify.queue, key);
+	flush_later();
+}
+
+static void queue_rows(const Dir *dir, Vm *vm, const NodeRef *parent, unsigned changes)
+{
+	bool dir_known = is_known(node_ino(parent));
+
+	for (const Node *row = dir->rows; row->name; row++) {
+		NodeRef r = { .node = row, .vm = vm };
+		uint64_t ino;
+
+		if (!(row->events & changes))
+			continue;
+		ino = node_ino(&r);
+		if (dir_known || is_known(ino))
+			queue_ino(ino);
+	}
+}
+
+void notify_change(Vm *vm, unsigned changes)
+{
+	NodeRef dir = { .node = root_node.dir->child, .vm = vm };
+	NodeRef host = { .node = &host_rows[0] };
+
+	if (notify.fd < 0 || vm->removed)
+		return;
+	queue_rows(&vm_dir, vm, &dir, changes);
+	queue_rows(host_rows[0].dir, NULL, &host, changes);
+}
+
+/* NULL when it is no more. */
+static char *path_of(uint64_t ino)
+{
+	NodeRef r;
+
+	if (!node_from_ino(ino, &r) || (r.node->present && !r.node->present(&r)))
+		return NULL;
+	return g_strconcat(notify.mountpoint, "/", r.vm ? r.vm->name : host_rows[0].name, "/",
+			   r.node->name, NULL);
+}
+
+static bool is_held(uint64_t ino)
+{
+	NodeRef r;
+
+	return node_from_ino(ino, &r) && r.vm && r.vm->commands && r.node->store;
+}
+
+/* ---- sending ---- */
+
+static void on_room(void *arg, int status, int events)
+{
+	(void)arg;
+	(void)status;
+	(void)events;
+	watch_stop(&notify.watch, false);
+	flush_later();
+}
+
+static void helper_lost(int err)
+{
+	log_error("the notify helper is gone (%s): inotify watchers are told of nothing more",
+		  g_strerror(err));
+	notify_stop();
+}
+
+/* Returns false when there is no room now. */
+static bool send_path(const char *path)
+{
+	size_t len = strlen(path) + 1;
+	int err;
+
+	if (len > MAX_MESSAGE || send(notify.fd, path, len, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+		return true;
+	err = errno;
+	if (err == EAGAIN) {
+		/* Another number for the watch: one descriptor can be watched once. */
+		notify.watch = watch_start(notify.fd, UV_WRITABLE, on_room, NULL);
+		return false;
+	}
+	helper_lost(err);
+	return false;
+}
+
+static void flush(void *arg)
+{
+	unsigned n = notify.queue.length;
+
+	(void)arg;
+	notify.flushing = false;
+	while (n-- && notify.fd >= 0 && !notify.watch) {
+		uint64_t *key = g_queue_pop_head(&notify.queue);
+		g_autofree char *path = NULL;
+
+		if (is_held(*key)) {
+			g_queue_push_tail(&notify.queue, key);
+			continue;
+		}
+		path = path_of(*key);
+		if (path && !send_path(path)) {
+			if (notify.fd >= 0)
+				g_queue_push_head(&notify.queue, key);
+			return;
+		}
+		g_hash_table_remove(notify.pending, key);
+	}
+}
+
+static void flush_later(void)
+{
+	if (notify.flushing || notify.watch)
+		return;
+	notify.flushing = true;
+	/* Later: what else this handler changes is merged. */
+	loop_defer(flush, NULL);
+}
+
+void notify_hold(Vm *vm)
+{
+	vm->commands++;
+}
+
+void notify_release(Vm *vm)
+{
+	vm->commands--;
+	if (!vm->commands && notify.queue.length)
+		flush_later();
+}
+
+/* ---- the helper ---- */
+
+static void on_helper_exit(void *arg, int status)
+{
+	(void)arg;
+	(void)status;
+	if (notify.fd >= 0)
+		helper_lost(ECHILD);
+}
+
+void notify_start(const char *mountpoint)
+{
+	char *argv[] = { (char *)"/proc/self/exe", (char *)"--notify-helper", NULL };
+	g_autoptr(GError) e = NULL;
+	int fds[2];
+	ProcSpec spec = { .argv = argv, .out_fd = -1, .err_fd = -1, .fds = &fds[1], .n_fds = 1 };
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds)) {
+		log_error("cannot make a socket: %s", g_strerror(errno));
+		return;
+	}
+	notify.helper = proc_spawn(&spec, on_helper_exit, NULL, &e);
+	close(fds[1]);
+	if (!notify.helper) {
+		close(fds[0]);
+		log_error("cannot start the notify helper: %s", e->message);
+		return;
+	}
+	notify.fd = fds[0];
+	notify.mountpoint = g_strdup(mountpoint);
+	notify.pending = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
+	notify.lookups = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
+}
+
+void notify_stop(void)
+{
+	if (notify.fd < 0)
+		return;
+	if (notify.watch)
+		watch_stop(&notify.watch, false);
+	/* The end of its input ends it. */
+	close(notify.fd);
+	notify.fd = -1;
+	proc_free(notify.helper);
+	notify.helper = NULL;
+	g_queue_clear(&notify.queue);
+	g_clear_pointer(&notify.pending, g_hash_table_unref);
+	g_clear_pointer(&notify.lookups, g_hash_table_unref);
+	g_clear_pointer(&notify.mountpoint, g_free);
+}
+
+static void *touch_paths(void *arg)
+{
+	/* A change of the contents, to inotify: IN_MODIFY. */
+	static const struct timespec times[2] = { { .tv_nsec = UTIME_OMIT },
+						  { .tv_nsec = UTIME_NOW } };
+	char path[MAX_MESSAGE];
+
+	for (;;) {
+		ssize_t n = recv(HELPER_FD, path, sizeof path, 0);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			_exit(0);
+		path[n - 1] = 0;
+		/* It may be gone by now: then there is nobody to tell. */
+		(void)utimensat(AT_FDCWD, path, times, AT_SYMLINK_NOFOLLOW);
+	}
+	return arg;
+}
+
+int notify_helper_main(void)
+{
+	GThread *thread = NULL;
+
+	for (int i = 1; i < HELPER_THREADS; i++)
+		thread = g_thread_new("touch", touch_paths, thread);
+	(void)touch_paths(thread);
+	return 0;
+}
