@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures: a daemon and a mount for each test, a real guest for the session."""
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.dont_write_bytecode = True
+
+import pytest
+
+pytest.register_assert_rewrite("lib.util", "lib.vm", "lib.daemon", "lib.backends")
+
+from lib.backends import BACKENDS, Qemu, Sim
+from lib.daemon import BINARY, ROOT, Vmfs
+
+HUNG = 180  # seconds after which a test is a failure whatever it waits for
+HUNG_SLOW = 1200
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--all"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --all"))
+
+
+def pytest_collection_finish(session):
+    if not BINARY.exists() and not session.config.option.collectonly:
+        pytest.exit(f"{BINARY} is missing: build vmfs, or set VMFS_BIN", 1)
+
+
+@pytest.fixture
+def box(request):
+    """A daemon, not started, with directories of its own. Nothing of it survives the test."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("no access to /dev/fuse")
+    base = Path(tempfile.mkdtemp(prefix="vmfs-", dir="/tmp"))
+    base.chmod(0o711)  # the scratch users of test_perms pass through
+    box = Vmfs(base)
+    # A daemon that answers nothing would hang the test for ever. Its death frees all who wait.
+    limit = HUNG_SLOW if request.node.get_closest_marker("slow") else HUNG
+    watchdog = threading.Timer(limit, box.give_up, [f"the test took over {limit} s"])
+    watchdog.start()
+    try:
+        yield box
+    finally:
+        watchdog.cancel()
+        problems = box.close()
+        print(box.log_text)  # pytest shows it when the test failed
+        shutil.rmtree(base, ignore_errors=True)
+        if base.exists():
+            problems.append(f"{base} cannot be removed")
+    assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def fs(box, request):
+    """A daemon, mounted at fs.mnt."""
+    marker = request.node.get_closest_marker("daemon")
+    return box.start(*(marker.args if marker else ()))
+
+
+@pytest.fixture
+def vm(fs):
+    """A stopped VM of the sim backend."""
+    return fs.vm("web1", "backend: sim\n")
+
+
+@pytest.fixture(scope="session")
+def guest():
+    """The small guest of contrib/mkguest: kernel, initrd, disk (qcow2), rawdisk."""
+    if not shutil.which("qemu-system-x86_64"):
+        pytest.skip("qemu-system-x86_64 is not installed")
+    out = subprocess.run([ROOT / "contrib/mkguest"], stdout=subprocess.PIPE, text=True,
+                         timeout=1800, check=True).stdout
+    values = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    return SimpleNamespace(**{k: values[k] for k in ("kernel", "initrd", "disk", "rawdisk")})
+
+
+@pytest.fixture
+def sim(fs):
+    return Sim(fs)
+
+
+@pytest.fixture
+def qemu(fs, guest):
+    return Qemu(fs, guest)
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.qemu] if name == "qemu" else [])
+                        for name in BACKENDS])
+def backend(request):
+    """Each backend in turn: how to have a VM of it, and how to make its guest do things."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def scratch():
+    """A directory outside of the mount."""
+    path = Path(tempfile.mkdtemp(prefix="vmfs-scratch-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between backends: how to have a VM, and how to make its guest do things."""
+import os
+import signal
+
+
+class Sim:
+    name = "sim"
+    ip = "192.0.2.7"
+    after_crash = "signal-9"
+    text = "backend: sim\ncpus: 1\nsim: {ip: 192.0.2.7, boot: 50ms}\n"
+
+    def __init__(self, fs):
+        self.fs = fs
+
+    def vm(self, name="web1", spec=None):
+        return self.fs.vm(name, spec or self.text)
+
+    def stubborn_vm(self):
+        """A VM, started, whose guest ignores the request to stop."""
+        vm = self.vm()
+        vm.do("start")
+        vm.sim("ignore stop")
+        return vm
+
+    def booted(self, vm):
+        vm.wait("agent")
+
+    def watch(self, vm):
+        """Look on from here; then rebooted() waits for the next boot."""
+        return vm.events()
+
+    def rebooted(self, watch):
+        watch.expect(" agent down$")
+        watch.expect(" agent up$")
+
+    def type(self):
+        """What to type, and what the guest then prints."""
+        return "hello from the keyboard\n", "hello from the keyboard"
+
+    def crash(self, vm):
+        vm.sim("die")
+
+    def poweroff(self, vm):
+        vm.sim("poweroff")
+
+
+class Qemu:
+    name = "qemu"
+    ip = "10.0.2.15"
+    after_crash = "signal-9"
+
+    def __init__(self, fs, guest):
+        self.fs, self.guest = fs, guest
+
+    def spec(self, cmdline="", cpus=1, extra="", accel="tcg", nic="{network: user}"):
+        return (f"backend: qemu\naccel: {accel}\ncpus: {cpus}\nmemory: 256MiB\n"
+                f"boot:\n  kernel: {self.guest.kernel}\n  initrd: {self.guest.initrd}\n"
+                f"  cmdline: \"console=ttyS0 quiet {cmdline}\"\n"
+                f"nics:\n  eth0: {nic}\n{extra}")
+
+    @property
+    def text(self):
+        return self.spec()
+
+    def vm(self, name="web1", spec=None):
+        return self.fs.vm(name, spec or self.spec())
+
+    def stubborn_vm(self):
+        vm = self.vm(spec=self.spec("vmfs.noacpi vmfs.noagent"))
+        vm.do("start")
+        self.booted(vm)
+        return vm
+
+    def booted(self, vm):
+        """Wait until the guest's shell is there (also when it was there before)."""
+        console = vm.follow("console")
+        console.expect("GUEST-UP")
+        console.expect("guest# ")
+        console.close()
+
+    def watch(self, vm):
+        console = vm.follow("console")
+        self.rebooted(console)  # the first boot
+        return console
+
+    def rebooted(self, watch):
+        watch.expect("GUEST-UP", 60)
+        watch.expect("guest# ")
+
+    def type(self):
+        return "echo typed-$((40 + 2))\n", "typed-42"
+
+    def crash(self, vm):
+        os.kill(vm.pid, signal.SIGKILL)
+
+    def poweroff(self, vm):
+        vm.write("console", "poweroff\n", 0)
+
+
+BACKENDS = {cls.name: cls for cls in (Sim, Qemu)}

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may do what: ordinary Unix permissions are the whole access control."""
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be others")
+
+ALICE, BOB, TEAM = 54321, 54322, 54399  # of no account
+
+
+def as_user(fs, user, script, **how):
+    return fs.sh(script, user=user, **how)
+
+
+def refused(fs, user, script, why="Permission denied"):
+    done = as_user(fs, user, script, check=False)
+    assert done.returncode != 0, f"{script!r} went through"
+    assert why in done.stderr, done.stderr
+
+
+@pytest.fixture
+def alice(fs):
+    """A VM that Alice made, in a root that is like /tmp."""
+    os.chmod(fs.mnt, 0o1777)
+    as_user(fs, ALICE, "umask 022; mkdir web1; echo 'backend: sim' > web1/spec.yaml")
+    return fs.vm("web1")
+
+
+def test_root_decides_who_makes_vms(fs):
+    assert fs.mnt.stat().st_mode & 0o777 == 0o755
+    refused(fs, ALICE, "mkdir web1")
+    os.chown(fs.mnt, 0, ALICE)
+    os.chmod(fs.mnt, 0o775)
+    as_user(fs, ALICE, "mkdir web1")
+    refused(fs, BOB, "mkdir web2")
+    assert fs.names() == ["web1"]
+
+
+def test_maker_owns_it(alice):
+    for path in (alice.dir, alice / "state", alice / "spec.yaml", alice / "console.log"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (ALICE, ALICE), path
+    as_user(alice.fs, ALICE, "echo start > web1/state; echo stop > web1/state; "
+                             "sed -i 's/$/ #/' web1/spec.yaml; rmdir web1")
+    assert alice.fs.names() == []
+
+
+def test_others_only_look(alice):
+    as_user(alice.fs, BOB, "cat web1/state web1/status web1/wait/stopped; ls -l web1")
+    for script in ("echo start > web1/state", "echo x > web1/spec.yaml", "echo x > web1/console",
+                   "touch web1/scratch", "echo poweroff > web1/sim"):
+        refused(alice.fs, BOB, script)
+    for script in ("rmdir web1", "mv web1 mine", "chmod 777 web1", "chmod 666 web1/state",
+                   "chown 54322 web1"):
+        refused(alice.fs, BOB, script, "Operation not permitted")
+    assert alice.state == "stopped" and alice.fs.names() == ["web1"]
+
+
+@pytest.mark.parametrize("umask, mode", [("022", 0o755), ("027", 0o750), ("077", 0o700)])
+def test_umask(alice, umask, mode):
+    as_user(alice.fs, ALICE, f"umask {umask}; mkdir web2")
+    path = alice.fs.mnt / "web2"
+    assert path.stat().st_mode & 0o777 == mode
+    assert (path / "state").stat().st_mode & 0o777 == 0o644 & mode
+    if not mode & 0o005:
+        refused(alice.fs, BOB, "cat web2/state")
+        refused(alice.fs, BOB, "cat web2/.io/console")
+
+
+def test_mkdir_mode(alice):
+    as_user(alice.fs, ALICE, "mkdir -m 700 web2")
+    refused(alice.fs, BOB, "ls web2")
+
+
+def test_chmod_of_the_directory(alice):
+    as_user(alice.fs, ALICE, "chmod 700 web1")
+    for script in ("ls web1", "cat web1/state", "cat web1/.io/console", "cat web1/wait/stopped"):
+        refused(alice.fs, BOB, script)
+    as_user(alice.fs, ALICE, "chmod 755 web1")
+    as_user(alice.fs, BOB, "cat web1/state")
+
+
+def test_chmod_of_one_file(alice):
+    as_user(alice.fs, ALICE, "chmod 666 web1/state; chmod 600 web1/spec.yaml")
+    as_user(alice.fs, BOB, "echo start > web1/state")
+    assert alice.state == "running"
+    refused(alice.fs, BOB, "cat web1/spec.yaml")
+    assert (alice / "state").stat().st_mode & 0o777 == 0o666
+
+
+def test_chmod_of_the_console(alice):
+    as_user(alice.fs, ALICE, "echo start > web1/state; chmod 666 web1/console")
+    as_user(alice.fs, BOB, "echo hello > web1/console; timeout 30 grep -q -m1 hello web1/console")
+    as_user(alice.fs, ALICE, "chmod 600 web1/console")
+    refused(alice.fs, BOB, "head -c1 web1/console")
+    refused(alice.fs, BOB, "echo hello > web1/console")
+
+
+def test_editors_keep_the_mode(alice):
+    as_user(alice.fs, ALICE, "chmod 600 web1/spec.yaml; sed -i 's/$/ #/' web1/spec.yaml")
+    assert (alice / "spec.yaml").stat().st_mode & 0o777 == 0o600
+    refused(alice.fs, BOB, "cat web1/spec.yaml")
+
+
+def test_group(alice):
+    fs = alice.fs
+    refused(fs, ALICE, f"chgrp {TEAM} web1", "Operation not permitted")  # she is not in it
+    os.chown(alice.dir, -1, TEAM)
+    os.chown(alice / "state", -1, TEAM)
+    os.chmod(alice / "state", 0o664)
+    refused(fs, BOB, "echo start > web1/state")
+    fs.sh(f"setpriv --reuid={BOB} --regid={BOB} --groups={TEAM} sh -c 'echo start > web1/state'")
+    assert alice.state == "running"
+
+
+def test_setgid_root(fs):
+    os.chown(fs.mnt, 0, TEAM)
+    os.chmod(fs.mnt, 0o2777)
+    as_user(fs, ALICE, "mkdir web1")
+    st = (fs.mnt / "web1").stat()
+    assert (st.st_uid, st.st_gid) == (ALICE, TEAM)
+
+
+def test_sticky_root(alice):
+    refused(alice.fs, BOB, "rmdir web1", "Operation not permitted")
+    os.chmod(alice.fs.mnt, 0o777)
+    as_user(alice.fs, BOB, "rmdir web1")
+
+
+@pytest.fixture
+def files(scratch):
+    """secret: only for root; open: for all to read."""
+    for name, mode in (("secret", 0o600), ("open", 0o644)):
+        (scratch / name).write_bytes(bytes(4096))
+        (scratch / name).chmod(mode)
+    return scratch
+
+
+@pytest.mark.parametrize("spec", ["disks: {root: {file: PATH}}", "disks: {root: {image: PATH}}",
+                                  "boot: {kernel: PATH}", "boot: {kernel: OPEN, initrd: PATH}"])
+def test_spec_does_not_lend_roots_rights(alice, files, spec):
+    text = "backend: sim\n" + spec.replace("OPEN", str(files / "open")) + "\n"
+    before = alice.spec
+    secret = text.replace("PATH", str(files / "secret"))
+    (files / "new").write_text(secret)
+    done = as_user(alice.fs, ALICE, f"cat {files}/new > web1/spec.yaml", check=False)
+    assert done.returncode != 0
+    alice.error("EACCES", "secret")
+    assert alice.spec == before
+
+
+def test_file_must_be_writable_image_readable(alice, files):
+    """A disk that is written needs the right to write."""
+    (files / "new").write_text(f"backend: sim\ndisks: {{root: {{file: {files}/open}}}}\n")
+    done = as_user(alice.fs, ALICE, f"cat {files}/new > web1/spec.yaml", check=False)
+    assert done.returncode != 0
+    alice.error("EACCES", "open")
+    (files / "new").write_text(f"backend: sim\ndisks: {{root: {{image: {files}/open}}}}\n")
+    as_user(alice.fs, ALICE, f"cat {files}/new > web1/spec.yaml")
+
+
+def test_root_cannot_be_tricked_by_rename(alice, files):
+    """Who brings the document counts, whoever wrote it."""
+    (files / "new").write_text(f"backend: sim\nboot: {{kernel: {files}/secret}}\n")
+    (files / "new").chmod(0o644)
+    done = as_user(alice.fs, ALICE, f"cp {files}/new tmp; mv -f tmp spec.yaml",
+                   cwd=alice.dir, check=False)
+    assert done.returncode != 0
+    alice.error("EACCES", "secret")
+
+
+def test_root_may(fs, files):
+    vm = fs.vm("web1", f"backend: sim\nboot: {{kernel: {files}/secret}}\n")
+    vm.do("start")
+
+
+@pytest.mark.qemu
+def test_vmm_runs_as_the_owner(alice, guest, files):
+    for name in ("kernel", "initrd"):
+        shutil.copyfile(getattr(guest, name), files / name)
+        (files / name).chmod(0o644)
+    (files / "new").write_text("backend: qemu\naccel: tcg\nmemory: 256MiB\n"
+                               f"boot: {{kernel: {files}/kernel, initrd: {files}/initrd, "
+                               "cmdline: console=ttyS0 quiet}\n")
+    fs = alice.fs
+    as_user(fs, ALICE, f"cp {files}/new web1/spec.yaml; echo start > web1/state")
+    status = Path(f"/proc/{alice.pid}/status").read_text().splitlines()
+    uids = next(line for line in status if line.startswith("Uid:")).split()[1:]
+    assert set(uids) == {str(ALICE)}
+    alice.follow("console").expect("GUEST-UP")
+    as_user(fs, ALICE, "echo kill > web1/state")
+
+
+def fs_text(directory):
+    return "".join(p.read_text(errors="replace") for p in directory.rglob("*") if p.is_file())
+
+
+def test_ordinary_user_cannot_read_the_state_directory(alice):
+    for path in (alice.fs.state, alice.fs.run):
+        done = as_user(alice.fs, BOB, f"find {path} -type f -exec cat {{}} +", check=False)
+        assert "backend: sim" not in done.stdout
+    assert "backend: sim" in fs_text(alice.fs.state)  # it is there
