@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -106,7 +107,6 @@ static void clear_stale(const char *path)
 	}
 }
 
-/* Reads no more than the kernel's own table: looking at the path would wait for its daemon. */
 static bool is_vmfs_mount(const char *path)
 {
 	g_autofree char *text = NULL, *wanted = g_strconcat(" ", path, " ", NULL);
@@ -125,9 +125,11 @@ char *daemon_mountpoint(const char *path, GError **err)
 {
 	g_autofree char *full = g_canonicalize_filename(path, NULL);
 	char *real, *copy;
+	struct statfs sfs;
 	struct stat st;
 
-	if (stat(full, &st) && errno == ENOTCONN) {
+	/* stat(2) would be answered from the kernel's cache; this asks the daemon. */
+	if (statfs(full, &sfs) && errno == ENOTCONN) {
 		clear_stale(full);
 	} else if (is_vmfs_mount(full)) {
 		(void)err_set(err, EBUSY, "a vmfs is mounted on %s already", full);

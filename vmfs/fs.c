@@ -17,7 +17,8 @@
 #include "vmfs/loop.h"
 #include "vmfs/notify.h"
 
-#define REQUESTS_A_TURN 64 /* then other descriptors have their turn */
+#define REQUESTS_A_TURN 64     /* then other descriptors have their turn */
+#define LONG_S		3600.0 /* as good as for ever, to the kernel's caches of names and attributes */
 #define MAX_GROUPS	1024
 
 static struct {
@@ -47,12 +48,33 @@ void fs_caller_groups(fuse_req_t req, Caller *who)
 	who->n_groups = CLAMP(n, 0, MAX_GROUPS);
 }
 
+/* A name that is always there can be believed in until somebody removes it, which the kernel sees.
+ */
+static double entry_timeout(const NodeRef *r)
+{
+	return r->node->present || r->node->scratch ? 0 : LONG_S;
+}
+
+/* Owner and mode change only through the mount; sizes and times of files change by themselves. */
+double fs_attr_timeout(const NodeRef *r)
+{
+	return r->node->dir || r->node->target ? LONG_S : 0;
+}
+
+void fs_fill_entry(const NodeRef *r, struct fuse_entry_param *e)
+{
+	*e = (struct fuse_entry_param){ .ino = node_ino(r),
+					.entry_timeout = entry_timeout(r),
+					.attr_timeout = fs_attr_timeout(r) };
+	node_stat(r, &e->attr);
+	notify_looked_up(e->ino);
+}
+
 void fs_reply_entry(fuse_req_t req, const NodeRef *r)
 {
-	struct fuse_entry_param e = { .ino = node_ino(r) };
+	struct fuse_entry_param e;
 
-	node_stat(r, &e.attr);
-	notify_looked_up(e.ino);
+	fs_fill_entry(r, &e);
 	fuse_reply_entry(req, &e);
 }
 
@@ -196,6 +218,7 @@ static const struct fuse_lowlevel_ops ops = {
 	.flush = fs_flush,
 	.release = fs_release,
 	.fsync = fs_fsync,
+	.opendir = fs_opendir,
 	.readdir = fs_readdir,
 	.readdirplus = fs_readdirplus,
 	.fsyncdir = fsyncdir,

@@ -107,16 +107,17 @@ void fs_close_handles(void)
 
 /* ---- open ---- */
 
-static uint32_t open_flags(const Node *n)
+static uint32_t open_flags(const Node *n, int flags)
 {
 	/* Direct I/O: the page cache would hand out old and torn values. */
-	uint32_t flags = FOPEN_DIRECT_IO;
+	uint32_t ret = FOPEN_DIRECT_IO;
 
 	if (n->stream)
-		flags |= FOPEN_STREAM; /* no f_pos lock: one descriptor reads and writes at once */
-	if (!n->document && !n->store)
-		flags |= FOPEN_NOFLUSH;
-	return flags;
+		ret |= FOPEN_STREAM; /* no f_pos lock: one descriptor reads and writes at once */
+	/* Only what was written has anything to say when it is closed. */
+	if ((!n->document && !n->store) || (flags & O_ACCMODE) == O_RDONLY)
+		ret |= FOPEN_NOFLUSH;
+	return ret;
 }
 
 void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -135,7 +136,7 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		h->truncated = true;
 	}
 	out.fh = h->fh;
-	out.open_flags = open_flags(r.node);
+	out.open_flags = open_flags(r.node, fi->flags);
 	/* libfuse 3.14 has no way to set FOPEN_STREAM. */
 	if (fuse_reply_buf(req, (const char *)&out, sizeof out))
 		g_hash_table_remove(handles, &h->fh);
@@ -145,7 +146,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 	       struct fuse_file_info *fi)
 {
 	const struct fuse_ctx *ctx = fuse_req_ctx(req);
-	struct fuse_entry_param e = { 0 };
+	struct fuse_entry_param e;
 	NodeRef dir, r = { 0 };
 	Handle *h;
 	int err = 0;
@@ -178,9 +179,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 		h->doc = g_byte_array_new();
 		h->truncated = true;
 	}
-	e.ino = node_ino(&r);
-	node_stat(&r, &e.attr);
-	notify_looked_up(e.ino);
+	fs_fill_entry(&r, &e);
 	fi->fh = h->fh;
 	fi->direct_io = 1;
 	if (fuse_reply_create(req, &e, fi))

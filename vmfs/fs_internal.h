@@ -10,8 +10,10 @@
 void fs_caller(fuse_req_t req, Caller *who);
 /* The credentials with the supplementary groups; caller frees who->groups. */
 void fs_caller_groups(fuse_req_t req, Caller *who);
-/* Reply with an entry for r. */
+/* An entry for r, with the times for which the kernel may believe it; counts as looked up. */
+void fs_fill_entry(const NodeRef *r, struct fuse_entry_param *e);
 void fs_reply_entry(fuse_req_t req, const NodeRef *r);
+double fs_attr_timeout(const NodeRef *r); /* seconds */
 /* Decode an inode number, or answer ESTALE and return false. */
 bool fs_ref(fuse_req_t req, fuse_ino_t ino, NodeRef *r);
 
@@ -40,6 +42,7 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
 	       const char *newname, unsigned flags);
+void fs_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
 void fs_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 		    struct fuse_file_info *fi);

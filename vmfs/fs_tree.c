@@ -45,7 +45,7 @@ void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	if (!fs_ref(req, ino, &r))
 		return;
 	node_stat(&r, &st);
-	fuse_reply_attr(req, &st, 0);
+	fuse_reply_attr(req, &st, fs_attr_timeout(&r));
 }
 
 void fs_readlink(fuse_req_t req, fuse_ino_t ino)
@@ -77,7 +77,7 @@ static void reply_attr(fuse_req_t req, fuse_ino_t ino)
 	if (!fs_ref(req, ino, &r))
 		return;
 	node_stat(&r, &st);
-	fuse_reply_attr(req, &st, 0);
+	fuse_reply_attr(req, &st, fs_attr_timeout(&r));
 }
 
 static void attr_saved(void *arg, Vm *vm, int err)
@@ -478,15 +478,14 @@ static size_t add_dot(fuse_req_t req, char *buf, size_t size, uint64_t cookie, c
 static size_t add_entry(fuse_req_t req, char *buf, size_t size, uint64_t cookie, const char *name,
 			const NodeRef *r, bool plus)
 {
-	struct fuse_entry_param e = { .ino = node_ino(r) };
+	struct fuse_entry_param e = { .attr = { .st_ino = node_ino(r), .st_mode = r->node->mode } };
 
-	if (plus) {
-		node_stat(r, &e.attr);
-		return fuse_add_direntry_plus(req, buf, size, name, &e, (off_t)cookie);
-	}
-	e.attr.st_ino = e.ino;
-	e.attr.st_mode = r->node->mode;
-	return fuse_add_direntry(req, buf, size, name, &e.attr, (off_t)cookie);
+	if (!plus)
+		return fuse_add_direntry(req, buf, size, name, &e.attr, (off_t)cookie);
+	/* Without room this only tells the size, and the kernel takes no reference. */
+	if (fuse_add_direntry_plus(req, NULL, 0, name, NULL, 0) <= size)
+		fs_fill_entry(r, &e);
+	return fuse_add_direntry_plus(req, buf, size, name, &e, (off_t)cookie);
 }
 
 static void list(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, bool plus)
@@ -508,11 +507,16 @@ static void list(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, bool pl
 		n = add_entry(req, buf + used, size - used, cookie + DOTS, name, &r, plus);
 		if (n > size - used)
 			break;
-		if (plus)
-			notify_looked_up(node_ino(&r));
 		used += n;
 	}
 	fuse_reply_buf(req, buf, used);
+}
+
+void fs_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	/* Machines come and go through the mount, so the kernel knows when its list is old. */
+	fi->cache_readdir = fi->keep_cache = ino == FUSE_ROOT_ID;
+	fuse_reply_open(req, fi);
 }
 
 void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)

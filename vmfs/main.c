@@ -73,14 +73,16 @@ static bool prepare(GError **err)
 	const Options *o = &app.options;
 	const RegistryConfig config = { o->first_id, o->last_id };
 	FsOptions fs = { .fuse_options = o->fuse, .debug = o->debug, .ended = stop };
-	char *mountpoint = daemon_mountpoint(o->mountpoint, err);
+	char *mountpoint;
 
+	/* Its lock tells of a living daemon before its mount is looked at. */
+	if (!store_open(o->state_dir, err))
+		return false;
+	mountpoint = daemon_mountpoint(o->mountpoint, err);
 	if (!mountpoint)
 		return false;
 	g_free(app.options.mountpoint);
 	app.options.mountpoint = mountpoint;
-	if (!store_open(o->state_dir, err))
-		return false;
 	if (g_mkdir_with_parents(o->runtime_dir, 0711))
 		return err_set(err, errno, "cannot make the runtime directory %s: %s",
 			       o->runtime_dir, g_strerror(errno));

@@ -198,7 +198,9 @@ void node_stat(const NodeRef *r, struct stat *st)
 	st->st_ino = node_ino(r);
 	st->st_nlink = r->node->dir ? 2 : 1;
 	st->st_blksize = 4096;
-	set_times(st, r->vm ? r->vm->changed : registry_root()->changed);
+	set_times(st, !r->vm	     ? registry_root()->changed
+		      : r->node->dir ? r->vm->created
+				     : r->vm->changed);
 	stat_owner(r, st);
 	if (r->node->show) {
 		g_autoptr(GString) text = g_string_new(NULL);

@@ -4,6 +4,7 @@
 
 #include "version.h"
 #include "vmfs/host.h"
+#include "vmfs/list.h"
 #include "vmfs/node.h"
 #include "vmfs/registry.h"
 
@@ -21,14 +22,10 @@ static void show_help(const NodeRef *r, GString *out)
 
 static void show_list(const NodeRef *r, GString *out)
 {
-	(void)r;
-	for (Vm *vm = registry_after(0); vm; vm = registry_after(vm->serial)) {
-		const Backend *be = vm->bv ? vm->bv->be : backend_for(vm->spec, NULL);
+	const GString *text = list_text();
 
-		g_string_append_printf(out, "%s %s %s local %s\n", vm->name,
-				       vm_state_name(vm->state), be ? be->cls->name : "-",
-				       vm->ips ? vm->ips[0] : "-");
-	}
+	(void)r;
+	g_string_append_len(out, text->str, (gssize)text->len);
 }
 
 /* ---- backends/NAME/ ---- */
@@ -145,7 +142,7 @@ static const Node dot_rows[] = {
 	{ 50, "version", REG(0444), .show = show_version, .doc = "version of vmfs" },
 	{ 51, "help", REG(0444), .show = show_help, .doc = "this manual" },
 	{ 52, "list", REG(0444), .show = show_list,
-	  .events = EV_STATE | EV_IP | EV_SPEC,
+	  .events = LIST_CHANGES,
 	  .doc = "a line a VM: name, state, backend, host, first address ('-': none)" },
 	{ 53, "events", S_IFLNK | 0777, .target = ".io/events",
 	  .doc = "stream: the events of all VMs" },

@@ -107,9 +107,10 @@ void notify_change(Vm *vm, unsigned changes)
 	NodeRef dir = { .node = root_node.dir->child, .vm = vm };
 	NodeRef host = { .node = &host_rows[0] };
 
-	if (notify.fd < 0 || vm->removed)
+	if (notify.fd < 0)
 		return;
-	queue_rows(&vm_dir, vm, &dir, changes);
+	if (!vm->removed)
+		queue_rows(&vm_dir, vm, &dir, changes);
 	queue_rows(host_rows[0].dir, NULL, &host, changes);
 }
 

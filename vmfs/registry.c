@@ -118,6 +118,11 @@ unsigned registry_count(void)
 	return reg.order->len;
 }
 
+const GPtrArray *registry_all(void)
+{
+	return reg.order;
+}
+
 const RootAttr *registry_root(void)
 {
 	return &reg.root;
@@ -290,7 +295,7 @@ static void forget(Vm *vm)
 	vm->removed = true;
 	take_out(vm);
 	/* Waiters see that it is removed, and leave. */
-	waitq_wake(&vm->waiters);
+	vm_changed(vm, EV_NAME);
 	waitq_wake(&vm->console_writers);
 	if (vm->console)
 		waitq_wake(stream_queue(vm->console));
@@ -308,6 +313,7 @@ static void made(void *arg, int err)
 		forget(c->vm);
 	else
 		events_emit_word(c->vm, "created", c->vm->name);
+	vm_changed(c->vm, EV_NAME);
 	change_end(c, err);
 }
 
@@ -374,6 +380,7 @@ static void set_name(Vm *vm, const char *name)
 	vm->name = g_strdup(name);
 	g_hash_table_insert(reg.by_name, vm->name, vm);
 	reg.root.changed = vm_now();
+	vm_changed(vm, EV_NAME);
 }
 
 static void meta_saved(void *arg, int err)

@@ -25,6 +25,8 @@ Vm *registry_by_serial(uint32_t serial);
 /* The VM with the next higher serial; NULL at the end. */
 Vm *registry_after(uint32_t serial);
 unsigned registry_count(void);
+/* All, by ascending serial; borrowed. */
+const GPtrArray *registry_all(void);
 
 /* Owner and mode of the root directory. */
 typedef struct RootAttr {

@@ -13,6 +13,7 @@
 
 #include "vmfs/err.h"
 #include "vmfs/event.h"
+#include "vmfs/list.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
 #include "vmfs/scratch.h"
@@ -145,6 +146,7 @@ void vm_changed(Vm *vm, unsigned changes)
 		}
 	events_emit(vm, changes);
 	waitq_wake(&vm->waiters);
+	list_change(vm, changes);
 	waitq_wake(&vm_all.waiters);
 	if (vm_all.changed)
 		vm_all.changed(vm, changes);

@@ -43,8 +43,9 @@ typedef enum VmChange {
 	EV_OPERATION = 1 << 8,
 	EV_FACTS = 1 << 9,
 	EV_REJECTED = 1 << 10,
+	EV_NAME = 1 << 11, /* made, removed or renamed */
 } VmChange;
-#define EV_COUNT 11
+#define EV_COUNT 12
 
 /* What chmod and chown said of one file; unset fields follow the VM. */
 typedef struct VmAttr {
@@ -90,6 +91,7 @@ struct Vm {
 
 	Stream *console, *events;    /* NULL until first used */
 	uint32_t versions[EV_COUNT]; /* how often each has changed */
+	uint32_t line_at, line_len;  /* in list.c's text; 0: not in it yet */
 	unsigned commands;	     /* writes to `state` that are being answered */
 	GQueue waiters;		     /* parked readers of wait/, and pollers of files */
 	GQueue console_writers;	     /* writers for whom the console had no room */

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The whole fleet as one text, a line a VM, kept ready: a change costs its own line, however many
+ * VMs there are.
+ */
+#pragma once
+
+#include <glib.h>
+
+#include "vmfs/vm.h"
+
+/* What a line depends on. */
+#define LIST_CHANGES (EV_STATE | EV_IP | EV_SPEC | EV_NAME)
+
+void list_change(Vm *vm, unsigned changes);
+/* Borrowed until the next call. */
+const GString *list_text(void);
