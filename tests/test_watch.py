@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""File watching: inotify and poll see every change that nobody made through the mount."""
+import ctypes
+import os
+import select
+import struct
+import threading
+
+import pytest
+
+from lib.util import PATIENCE, until
+
+IN_MODIFY, IN_CREATE, IN_DELETE, IN_ISDIR = 0x2, 0x100, 0x200, 0x40000000
+IN_MOVED_FROM, IN_MOVED_TO = 0x40, 0x80
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Watcher:
+    """An inotify descriptor: an event is (mask, path watched, name)."""
+
+    def __init__(self, *paths, mask=IN_MODIFY):
+        self.fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        assert self.fd >= 0
+        self.paths = {}
+        for path in paths:
+            wd = libc.inotify_add_watch(self.fd, os.fsencode(path), mask)
+            assert wd >= 0, os.strerror(ctypes.get_errno())
+            self.paths[wd] = str(path)
+        self.seen = []
+
+    def more(self, timeout=PATIENCE):
+        """Wait for events and add them to `seen`; false when none came."""
+        if not select.select([self.fd], [], [], timeout)[0]:
+            return False
+        data = os.read(self.fd, 1 << 16)
+        at = 0
+        while at < len(data):
+            wd, mask, _, length = struct.unpack_from("iIII", data, at)
+            name = data[at + 16:at + 16 + length].rstrip(b"\0").decode()
+            self.seen.append((mask, self.paths.get(wd), name))
+            at += 16 + length
+        return True
+
+    def expect(self, cond, what):
+        while not any(cond(*event) for event in self.seen):
+            assert self.more(), f"no {what} among {self.seen}"
+
+    def close(self):
+        os.close(self.fd)
+
+
+@pytest.fixture
+def watch():
+    watchers = []
+
+    def make(*paths, **kw):
+        watchers.append(Watcher(*paths, **kw))
+        return watchers[-1]
+    yield make
+    for w in watchers:
+        w.close()
+
+
+@pytest.mark.parametrize("order, file, text", [
+    ("poweroff", "state", "stopped\n"),
+    ("die", "state", "crashed\n"),
+    ("die", "status", None),
+    ("ip 192.0.2.9", "ip", "192.0.2.9\n"),
+])
+def test_modify(fs, watch, order, file, text):
+    """On the file and, with the name, on its directory; the new value can be read by then."""
+    vm = fs.vm("web1", "backend: sim\n")
+    vm.do("start")
+    w = watch(vm / file, vm.dir)
+    vm.sim(order)
+    w.expect(lambda mask, path, name: mask & IN_MODIFY and path == str(vm / file), "event")
+    w.expect(lambda mask, path, name: mask & IN_MODIFY and path == str(vm.dir) and name == file,
+             "event of the directory")
+    if text:
+        assert vm.read(file) == text
+
+
+def test_error_is_watched(fs, watch):
+    vm = fs.vm("web1", "backend: sim\n")
+    w = watch(vm / "error")
+    vm.sim("fail start ENOSPC")
+    with pytest.raises(OSError):
+        vm.do("start")
+    w.expect(lambda *_: True, "event")
+    assert "ENOSPC" in vm.read("error")
+
+
+def test_list_is_watched(fs, watch):
+    vm = fs.vm("web1", "backend: sim\n")
+    w = watch(fs.mnt / ".vmfs/list")
+    vm.do("start")
+    w.expect(lambda *_: True, "event")
+    until(lambda: "web1 running" in fs.host("list"), "the new line")
+
+
+def test_names_are_watched(fs, watch):
+    w = watch(fs.mnt, mask=IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO)
+    os.mkdir(fs.mnt / "new")
+    os.rename(fs.mnt / "new", fs.mnt / "newer")
+    os.rmdir(fs.mnt / "newer")
+    for bit, name in ((IN_CREATE, "new"), (IN_MOVED_FROM, "new"), (IN_MOVED_TO, "newer"),
+                      (IN_DELETE, "newer")):
+        w.expect(lambda mask, _, n: mask & bit and mask & IN_ISDIR and n == name, name)
+
+
+def test_tool(fs):
+    """As a user does it."""
+    vm = fs.vm("web1", "backend: sim\n")
+    vm.do("start")
+    done = fs.sh("""
+        exec 3< <(inotifywait -e modify --format %w%f -t 30 web1/state 2>&1)
+        until read -r line <&3 && [ "$line" = "Watches established." ]; do :; done
+        echo poweroff > web1/sim
+        while read -r line <&3; do echo "$line"; done
+        cat web1/state""")
+    assert done.stdout.splitlines()[-2:] == ["web1/state", "stopped"]
+
+
+@pytest.mark.parametrize("file, order", [("state", "poweroff"), ("ip", "ip 192.0.2.3"),
+                                         ("status", "die"), ("error", None), ("pending", None)])
+def test_poll_priority(fs, file, order):
+    """POLLPRI|POLLERR as in sysfs: on change, until the new value is read; edges for epoll."""
+    vm = fs.vm("web1", "backend: sim\n")
+    vm.do("start")
+    fd = os.open(vm / file, os.O_RDONLY)
+    poll, epoll = select.poll(), select.epoll()
+    poll.register(fd, select.POLLPRI)
+    epoll.register(fd, select.EPOLLPRI | select.EPOLLET)
+    old = os.pread(fd, 4096, 0)
+    assert poll.poll(0) == [] and epoll.poll(0) == []
+    sleeper = threading.Thread(target=lambda: got.append(poll.poll(PATIENCE * 1000)))
+    got = []
+    sleeper.start()
+    if order:
+        vm.sim(order)
+    elif file == "error":
+        with pytest.raises(OSError):
+            vm.do("start")
+    else:
+        vm.write("spec.yaml", "backend: sim\ncpus: 3\n")
+    sleeper.join(PATIENCE)
+    assert got and got[0][0][1] & select.POLLPRI and got[0][0][1] & select.POLLERR
+    assert epoll.poll(PATIENCE), "no edge"
+    assert os.pread(fd, 4096, 0) != old
+    assert poll.poll(0) == []
+    epoll.close()
+    os.close(fd)
+
+
+def test_poll_of_the_list(fs):
+    vm = fs.vm("web1", "backend: sim\n")
+    fd = os.open(fs.mnt / ".vmfs/list", os.O_RDONLY)
+    os.pread(fd, 4096, 0)
+    poll = select.poll()
+    poll.register(fd, select.POLLPRI)
+    assert poll.poll(0) == []
+    vm.do("start")
+    assert poll.poll(PATIENCE * 1000)
+    assert b"web1 running" in os.pread(fd, 4096, 0)
+    os.close(fd)
+
+
+CHANGES = 2000
+
+
+def test_no_value_is_old_or_torn(fs, watch):
+    """Readers, pollers and watchers at once, thousands of changes: each value is whole, the order
+    is kept, and whoever was told of a change never reads what was before it."""
+    vm = fs.vm("web1", "backend: sim\n")
+    vm.do("start")
+    stop = threading.Event()
+    problems = []
+
+    def value(text):
+        """The count is in the first address; how many more lines there are follows from it."""
+        lines = text.decode().splitlines()
+        if not lines:
+            return 0
+        n = int(lines[0].rsplit(":", 1)[1], 16)
+        if len(lines) != 1 + n % 3 or not text.endswith(b"\n"):
+            problems.append(f"torn: {text!r}")
+        return n
+
+    def reader(fresh):
+        last, fd = 0, os.open(vm / "ip", os.O_RDONLY)
+        while not stop.is_set():
+            if fresh:
+                os.close(fd)
+                fd = os.open(vm / "ip", os.O_RDONLY)
+            now = value(os.pread(fd, 4096, 0))
+            if now < last:
+                problems.append(f"went back from {last} to {now}")
+            last = now
+        os.close(fd)
+
+    threads = [threading.Thread(target=reader, args=(fresh,)) for fresh in (False, True)]
+    w = watch(vm / "ip")
+    sim = os.open(vm / "sim", os.O_WRONLY)
+    fd = os.open(vm / "ip", os.O_RDONLY)
+    for t in threads:
+        t.start()
+    for n in range(1, CHANGES + 1):
+        extra = " ".join(f"2001:db8::{i}:1" for i in range(n % 3))
+        os.write(sim, f"ip 2001:db8::{n:x} {extra}".strip().encode())
+        # The write has been answered, so the change has been announced.
+        now = value(os.pread(fd, 4096, 0))
+        if now != n:
+            problems.append(f"read {now} after {n} was told")
+    stop.set()
+    for t in threads:
+        t.join(PATIENCE)
+    assert not problems, problems[:5]
+    # Bursts are merged; the last one is never missed.
+    while w.more(0.5):
+        pass
+    assert w.seen
+    os.write(sim, b"ip 2001:db8::ffff")
+    assert w.more(), "a change after a burst is missed"
+    os.close(sim)
+    os.close(fd)
+
+
+def test_thousand_watchers(fs, watch):
+    vms = [fs.vm(f"w{n}", "backend: sim\n") for n in range(50)]
+    for vm in vms:
+        vm.do("start")
+    watchers = [watch(*(vm / "state" for vm in vms)) for _ in range(20)]
+    for vm in vms:
+        vm.sim("poweroff")
+    for w in watchers:
+        for vm in vms:
+            w.expect(lambda mask, path, _: path == str(vm / "state"), f"event of {vm.name}")
+
+
+def test_nudge_of_a_file_under_command_holds_up_nobody(fs, watch):
+    """A write to `state` locks its inode for as long as it is answered; others are told meanwhile."""
+    slow, other = fs.vm("slow", "backend: sim\n"), fs.vm("other", "backend: sim\n")
+    other.do("start")
+    slow.sim("slow start 900")
+    w = watch(slow / "state", other / "state")
+    t = threading.Thread(target=slow.do, args=("start",))
+    t.start()
+    until(lambda: slow.state == "starting", "the start")
+    other.sim("poweroff")
+    w.expect(lambda mask, path, _: path == str(other / "state"), "event of the other")
+    assert slow.state == "starting", "the other's event waited for the slow command"
+    t.join(PATIENCE)
+    assert slow.state == "running"
