@@ -5,6 +5,7 @@
 #include "version.h"
 #include "vmfs/host.h"
 #include "vmfs/list.h"
+#include "vmfs/metrics.h"
 #include "vmfs/node.h"
 #include "vmfs/registry.h"
 
@@ -26,6 +27,12 @@ static void show_list(const NodeRef *r, GString *out)
 
 	(void)r;
 	g_string_append_len(out, text->str, (gssize)text->len);
+}
+
+static void show_metrics(const NodeRef *r, GString *out)
+{
+	(void)r;
+	metrics_show(out);
 }
 
 /* ---- backends/NAME/ ---- */
@@ -144,6 +151,7 @@ static const Node dot_rows[] = {
 	{ 52, "list", REG(0444), .show = show_list,
 	  .events = LIST_CHANGES,
 	  .doc = "a line a VM: name, state, backend, host, first address ('-': none)" },
+	{ 57, "metrics", REG(0444), .show = show_metrics, .doc = "the fleet in Prometheus text format" },
 	{ 53, "events", S_IFLNK | 0777, .target = ".io/events",
 	  .doc = "stream: the events of all VMs" },
 	{ 54, "backends", DIR(0755), .dir = &backends_dir, .doc = "the hypervisors: look here first" },

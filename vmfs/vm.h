@@ -81,7 +81,6 @@ struct Vm {
 	GPtrArray *facts; /* "key value" strings from the backend */
 	char **ips;	  /* NULL: not known */
 	bool agent;
-	unsigned restarts;
 	char *error; /* the line of the `error` file, or NULL */
 
 	BackendVm *bv; /* NULL until a backend is needed */
