@@ -209,6 +209,32 @@ def test_console_log_is_complete(qemu):
     assert found == list(range(2000))
 
 
+def test_console_log_is_complete_without_a_daemon(fs, qemu):
+    """What the guest prints while there is no daemon is in the log, and shown to later readers."""
+    vm = qemu.vm()
+    console = started(vm)
+    vm.write("console", "sleep 1; for i in $(seq 500); do echo away-$i-; done\n", 0)
+    console.expect("away")  # the echo of what was typed
+    fs.kill9()
+    log = next(fs.state.glob("vms/*/data")) / "console.log"
+    until(lambda: "away-500-" in log.read_text(errors="replace"), "the guest prints")
+    fs.restart()
+    found = [int(n) for n in re.findall(r"^away-(\d+)-\r?$", vm.read("console.log"), re.M)]
+    assert found == list(range(1, 501))
+    vm.follow("console").expect(r"^away-500-\r?$")
+
+
+def test_console_log_is_bounded(fs, qemu):
+    vm = qemu.vm()
+    log = next(fs.state.glob("vms/*/data")) / "console.log"
+    with open(log, "wb") as f:
+        f.truncate(65 << 20)
+    console = started(vm)
+    run(vm, console, "echo after")
+    assert log.stat().st_size < 40 << 20
+    assert "after" in vm.read("console.log")[-4096:]
+
+
 def test_typing_much(qemu):
     """More than the guest's UART takes at once: the writer waits, nothing is lost."""
     vm = qemu.vm()

@@ -15,10 +15,10 @@
 #include "vmfs/err.h"
 #include "vmfs/loop.h"
 
-#define READ_CHUNK (16u << 10)
-#define READ_BUDGET 16		/* chunks a turn, so that one peer does not keep out the others */
-#define MAX_OUT (4u << 20)
-#define CONNECT_TRIES 10	/* while the backlog is full: 10, 20, 40... ms, some 10 s in all */
+#define READ_CHUNK    (16u << 10)
+#define READ_BUDGET   16 /* chunks a turn, so that one peer does not keep out the others */
+#define MAX_OUT	      (4u << 20)
+#define CONNECT_TRIES 10 /* while the backlog is full: 10, 20, 40... ms, some 10 s in all */
 
 struct Line {
 	const LineOps *ops;

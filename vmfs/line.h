@@ -12,7 +12,8 @@
 typedef struct Line Line;
 
 typedef struct LineOps {
-	/* One line without its end (LF or CRLF), NUL-terminated, writable; only when max_line != 0. */
+	/* One line without its end (LF or CRLF), NUL-terminated, writable; only when max_line != 0.
+	 */
 	void (*line)(void *arg, char *line, size_t len);
 	/* Raw bytes; only when max_line == 0. */
 	void (*data)(void *arg, const char *data, size_t len);

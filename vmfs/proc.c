@@ -29,9 +29,9 @@
 #include "vmfs/loop.h"
 
 #define EXEC_TIMEOUT_MS 2000
-#define CHILD_STACK (64u << 10)
-#define RUN_MAX_OUT (64u << 10)
-#define MAX_GROUPS 65536
+#define CHILD_STACK	(64u << 10)
+#define RUN_MAX_OUT	(64u << 10)
+#define MAX_GROUPS	65536
 
 /* The child runs in our memory on a stack of its own, where sanitizers must not leave marks. */
 #define NO_SANITIZE __attribute__((no_sanitize("address"), no_sanitize("undefined"), noinline))
@@ -58,13 +58,22 @@ struct ProcRun {
 };
 
 typedef enum ChildStep {
-	CHILD_SESSION, CHILD_FDS, CHILD_CHDIR, CHILD_GROUPS, CHILD_GID, CHILD_UID, CHILD_EXEC,
+	CHILD_SESSION,
+	CHILD_FDS,
+	CHILD_CHDIR,
+	CHILD_GROUPS,
+	CHILD_GID,
+	CHILD_UID,
+	CHILD_EXEC,
 } ChildStep;
 
 static const char *const child_steps[] = {
-	[CHILD_SESSION] = "make a session", [CHILD_FDS] = "pass descriptors",
-	[CHILD_CHDIR] = "enter /",	    [CHILD_GROUPS] = "set the groups",
-	[CHILD_GID] = "set the group",	    [CHILD_UID] = "set the user",
+	[CHILD_SESSION] = "make a session",
+	[CHILD_FDS] = "pass descriptors",
+	[CHILD_CHDIR] = "enter /",
+	[CHILD_GROUPS] = "set the groups",
+	[CHILD_GID] = "set the group",
+	[CHILD_UID] = "set the user",
 	[CHILD_EXEC] = "run it",
 };
 
@@ -224,8 +233,8 @@ static bool clone_child(Child *c, int pipe_fds[2], pid_t *ret_pid, int *ret_pidf
 	if (stack == MAP_FAILED)
 		g_error("out of memory");
 	c->status_fd = pipe_fds[1];
-	const pid_t pid = clone(child_main, stack + CHILD_STACK, CLONE_VM | CLONE_PIDFD | SIGCHLD,
-				c, &pidfd);
+	const pid_t pid =
+		clone(child_main, stack + CHILD_STACK, CLONE_VM | CLONE_PIDFD | SIGCHLD, c, &pidfd);
 	if (pid < 0)
 		err_set(err, errno, "cannot start %s: %s", c->path, g_strerror(errno));
 	close(pipe_fds[1]);
@@ -312,8 +321,12 @@ Proc *proc_spawn(const ProcSpec *spec, ProcExitFn fn, void *arg, GError **err)
 	g_autofree char *path = g_find_program_in_path(spec->argv[0]);
 	g_auto(GStrv) env = child_env(spec->user);
 	Child c = {
-		.path = path, .argv = spec->argv, .envp = env, .user = spec->user,
-		.src = src, .n_src = 3 + spec->n_fds,
+		.path = path,
+		.argv = spec->argv,
+		.envp = env,
+		.user = spec->user,
+		.src = src,
+		.n_src = 3 + spec->n_fds,
 	};
 	bool ok;
 	if (path)
@@ -487,7 +500,10 @@ ProcRun *proc_run(char *const *argv, const ProcUser *user, uint64_t timeout_ms, 
 		err_set(&r->err, errno, "cannot run %s: %s", r->name, g_strerror(errno));
 	} else {
 		const ProcSpec spec = {
-			.argv = argv, .user = user, .out_fd = fds[1], .err_fd = fds[1],
+			.argv = argv,
+			.user = user,
+			.out_fd = fds[1],
+			.err_fd = fds[1],
 		};
 		r->proc = proc_spawn(&spec, run_exited, r, &r->err);
 		close(fds[1]);

@@ -46,10 +46,12 @@ Proc *proc_adopt(pid_t pid, uint64_t start_time, ProcExitFn fn, void *arg, GErro
 pid_t proc_pid(const Proc *p);
 /* Send a signal by pidfd: never to another process. */
 void proc_kill(Proc *p, int sig);
-/* Stop watching; the process goes on. Accepts NULL. A Proc whose exit was reported is freed by this too. */
+/* Stop watching; the process goes on. Accepts NULL. A Proc whose exit was reported is freed by this
+ * too. */
 void proc_free(Proc *p);
 
-/* Clock ticks after boot at which pid started (field 22 of /proc/PID/stat), 0 when there is none. */
+/* Clock ticks after boot at which pid started (field 22 of /proc/PID/stat), 0 when there is none.
+ */
 uint64_t proc_start_time(pid_t pid);
 
 /*

@@ -10,10 +10,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SPEC_MAX_TEXT (256u << 10)  /* bytes of a document */
-#define SPEC_MAX_DEPTH 16
-#define SPEC_MAX_ITEMS 64	    /* disks, nics, ports of a nic, each */
-#define SPEC_MAX_CPUS 1024
+#define SPEC_MAX_TEXT	(256u << 10) /* bytes of a document */
+#define SPEC_MAX_DEPTH	16
+#define SPEC_MAX_ITEMS	64 /* disks, nics, ports of a nic, each */
+#define SPEC_MAX_CPUS	1024
 #define SPEC_MAX_MEMORY (64ull << 40)
 
 typedef enum SpecAccel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG } SpecAccel;
@@ -30,8 +30,8 @@ typedef struct SpecDisk {
 } SpecDisk;
 
 typedef struct SpecPort {
-	char *address;	     /* host address to listen on, "127.0.0.1" unless given */
-	uint16_t host_port;  /* 0: the system picks */
+	char *address;	    /* host address to listen on, "127.0.0.1" unless given */
+	uint16_t host_port; /* 0: the system picks */
 	uint16_t guest_port;
 	bool udp;
 } SpecPort;
@@ -45,8 +45,8 @@ typedef struct SpecNic {
 
 typedef struct Spec {
 	unsigned refs;
-	GBytes *text;	/* the user's own document */
-	char *backend;	/* or NULL: the first usable */
+	GBytes *text;  /* the user's own document */
+	char *backend; /* or NULL: the first usable */
 	unsigned cpus;
 	uint64_t memory; /* bytes, a multiple of 1 MiB */
 	SpecAccel accel;
@@ -55,7 +55,7 @@ typedef struct Spec {
 	char *kernel, *initrd, *cmdline; /* kernel NULL: boot the first disk */
 	GPtrArray *disks, *nics;	 /* in the order of the document */
 	uint64_t stop_timeout_ms;
-	GHashTable *sim;		 /* char* to char*: options of the sim backend; NULL if none */
+	GHashTable *sim; /* char* to char*: options of the sim backend; NULL if none */
 } Spec;
 
 /*
@@ -70,7 +70,8 @@ Spec *spec_ref(Spec *s);
 void spec_unref(Spec *s);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Spec, spec_unref)
 
-/* EINVAL (E2BIG over SPEC_MAX_TEXT) with "line 7: disks.root: unknown key 'sze', did you mean 'size'?". */
+/* EINVAL (E2BIG over SPEC_MAX_TEXT) with "line 7: disks.root: unknown key 'sze', did you mean
+ * 'size'?". */
 Spec *spec_parse(const char *text, size_t len, GError **err);
 
 /*
@@ -84,7 +85,7 @@ GPtrArray *spec_diff(const Spec *want, const Spec *have);
 
 /* A host path that the document names. The bare name of an image is none. */
 typedef struct SpecPath {
-	char *key;  /* "disks.root.image" */
+	char *key; /* "disks.root.image" */
 	char *path;
 	bool write; /* must be writable as well */
 	unsigned line;

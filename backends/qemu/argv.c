@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The command line of QEMU: a pure function of the spec, the VM's identity and what the probe
+ * found, so that `cmdline` can show what a start would run. Reads no file, spawns nothing.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <string.h>
+
+#include "backends/qemu/qemu.h"
+#include "vmfs/err.h"
+
+#define MAX_CPUS_Q35 255
+#define MAX_SERIAL   20 /* what virtio-blk can tell the guest */
+
+typedef struct Build {
+	const QemuArgs *in;
+	GPtrArray *argv;
+	const char *bus; /* "pci" or "device": the suffix of virtio devices */
+} Build;
+
+static void add(const Build *b, const char *option, const char *fmt, ...) G_GNUC_PRINTF(3, 4);
+
+/* An option and, unless fmt is NULL, its value. */
+static void add(const Build *b, const char *option, const char *fmt, ...)
+{
+	va_list ap;
+
+	g_ptr_array_add(b->argv, g_strdup(option));
+	if (!fmt)
+		return;
+	va_start(ap, fmt);
+	g_ptr_array_add(b->argv, g_strdup_vprintf(fmt, ap));
+	va_end(ap);
+}
+
+/* QEMU's options are separated by commas; one in a value is doubled. */
+static char *escape(const char *value)
+{
+	GString *s = g_string_new(value);
+
+	g_string_replace(s, ",", ",,", 0);
+	return g_string_free(s, FALSE);
+}
+
+char *qemu_disk_path(const char *data_dir, const SpecDisk *d)
+{
+	if (d->file)
+		return g_strdup(d->file);
+	return g_strdup_printf("%s/%s.qcow2", data_dir, d->name);
+}
+
+/* Never by content: a guest could turn its raw disk into an image of another file. */
+static const char *disk_format(const SpecDisk *d)
+{
+	if (d->image)
+		return "qcow2";
+	if (d->format)
+		return d->format;
+	return g_str_has_suffix(d->file, ".qcow2") ? "qcow2" : "raw";
+}
+
+/* Block nodes have names of at most 31 bytes, and a disk's may be longer. */
+static char *node_name(const char *prefix, const char *name)
+{
+	if (strlen(prefix) + strlen(name) <= 31)
+		return g_strconcat(prefix, name, NULL);
+	return g_strdup_printf("%s%.12s-%08x", prefix, name, g_str_hash(name));
+}
+
+char *qemu_mac(unsigned id, unsigned index)
+{
+	return g_strdup_printf("52:54:00:%02x:%02x:%02x", (id >> 8) & 0xff, id & 0xff,
+			       index & 0xff);
+}
+
+static void add_machine(const Build *b)
+{
+	const QemuArgs *in = b->in;
+	const bool uefi = in->spec->firmware == FIRMWARE_UEFI;
+
+	/*
+	 * microvm keeps its PIT and RTC: under TCG, Linux hangs at boot without the one and is two
+	 * seconds later without the other.
+	 */
+	if (in->spec->machine == MACHINE_MICROVM)
+		add(b, "-M", "microvm,accel=%s", in->accel);
+	else
+		add(b, "-M", "q35,accel=%s,usb=off,vmport=off%s", in->accel,
+		    uefi ? ",pflash0=uefi-code,pflash1=uefi-vars" : "");
+	/* All that the host can do under KVM, all that can be emulated else. */
+	add(b, "-cpu", "max");
+	add(b, "-smp", "%u", in->spec->cpus);
+	add(b, "-m", "%" G_GUINT64_FORMAT "M", in->spec->memory >> 20);
+	if (uefi) {
+		g_autofree char *code = escape(in->uefi_code), *dir = escape(in->data_dir);
+		add(b, "-blockdev", "driver=file,node-name=uefi-code,read-only=on,filename=%s",
+		    code);
+		add(b, "-blockdev", "driver=file,node-name=uefi-vars,filename=%s/" QEMU_UEFI_VARS,
+		    dir);
+	}
+}
+
+static void add_boot(const Build *b)
+{
+	const Spec *s = b->in->spec;
+
+	if (!s->kernel)
+		return;
+	add(b, "-kernel", "%s", s->kernel);
+	if (s->initrd)
+		add(b, "-initrd", "%s", s->initrd);
+	if (s->cmdline && *s->cmdline)
+		add(b, "-append", "%s", s->cmdline);
+}
+
+/*
+ * A guest that powers off or panics leaves QEMU paused and answering, and we tell it to quit: so
+ * a daemon that was away can tell a guest that stopped from a QEMU that crashed.
+ */
+static void add_control(const Build *b)
+{
+	const QemuArgs *in = b->in;
+	g_autofree char *data = escape(in->data_dir), *name = escape(in->name);
+	g_autofree char *run = escape(in->run_dir);
+
+	add(b, "-name", "%s", name);
+	add(b, "-nodefaults", NULL);
+	add(b, "-no-user-config", NULL);
+	add(b, "-display", "none");
+	add(b, "-sandbox",
+	    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+	add(b, "-S", NULL);
+	add(b, "-action", "shutdown=pause,panic=pause");
+	add(b, "-pidfile", "%s/" QEMU_PID_FILE, in->run_dir);
+	/* The daemon listens and passes the sockets on: 3 and 4 as in start.c. */
+	add(b, "-chardev", "socket,id=qmp,fd=%d,server=on,wait=off", QEMU_FD_QMP);
+	add(b, "-mon", "chardev=qmp,mode=control");
+	add(b, "-chardev",
+	    "pipe,id=console,path=%s/" CONSOLE_NAME ",logfile=%s/" CONSOLE_LOG ",logappend=on", run,
+	    data);
+	add(b, "-serial", "chardev:console");
+	add(b, "-chardev", "socket,id=agent,fd=%d,server=on,wait=off", QEMU_FD_AGENT);
+	add(b, "-device", "virtio-serial-%s,id=serial0", b->bus);
+	add(b, "-device",
+	    "virtserialport,bus=serial0.0,chardev=agent,name=org.qemu.guest_agent.0,"
+	    "id=" QEMU_AGENT_ID);
+	add(b, "-device", "virtio-rng-%s,id=rng0", b->bus);
+	if (in->spec->machine == MACHINE_Q35)
+		add(b, "-device", "pvpanic-pci");
+}
+
+static void add_disk(const Build *b, const SpecDisk *d, unsigned index)
+{
+	g_autofree char *path = qemu_disk_path(b->in->data_dir, d);
+	g_autofree char *file = escape(path);
+	g_autofree char *node = node_name("disk-", d->name);
+	g_autofree char *file_node = node_name("file-", d->name);
+	const char *ro = d->readonly ? "on" : "off";
+	/* QEMU wants to be told, and we must not look. */
+	const char *driver = g_str_has_prefix(path, "/dev/") ? "host_device" : "file";
+
+	add(b, "-blockdev", "driver=%s,node-name=%s,read-only=%s,discard=unmap,filename=%s", driver,
+	    file_node, ro, file);
+	add(b, "-blockdev", "driver=%s,node-name=%s,read-only=%s,discard=unmap,file=%s",
+	    disk_format(d), node, ro, file_node);
+	g_autofree char *boot =
+		index == 0 && !b->in->spec->kernel ? g_strdup(",bootindex=1") : g_strdup("");
+	add(b, "-device", "virtio-blk-%s,id=disk-%s,drive=%s,serial=%.*s%s", b->bus, d->name, node,
+	    MAX_SERIAL, d->name, boot);
+}
+
+static void add_nic(const Build *b, const SpecNic *n, unsigned index)
+{
+	g_autofree char *mac = n->mac ? g_strdup(n->mac) : qemu_mac(b->in->id, index);
+	g_autoptr(GString) fwd = g_string_new(NULL);
+
+	for (guint i = 0; i < n->ports->len; i++) {
+		const SpecPort *p = n->ports->pdata[i];
+		g_string_append_printf(fwd, ",hostfwd=%s:%s:%u-:%u", p->udp ? "udp" : "tcp",
+				       p->address, p->host_port, p->guest_port);
+	}
+	add(b, "-netdev", "user,id=" QEMU_NET_PREFIX "%s%s", n->name, fwd->str);
+	/* No boot ROM: nothing boots from the network, and loading it costs a millisecond. */
+	add(b, "-device", "virtio-net-%s,id=nic-%s,netdev=" QEMU_NET_PREFIX "%s,mac=%s%s", b->bus,
+	    n->name, n->name, mac, b->in->spec->machine == MACHINE_Q35 ? ",romfile=" : "");
+}
+
+void qemu_argv(const QemuArgs *in, GPtrArray *argv)
+{
+	const Build b = {
+		.in = in,
+		.argv = argv,
+		.bus = in->spec->machine == MACHINE_MICROVM ? "device" : "pci",
+	};
+
+	g_ptr_array_add(argv, g_strdup(in->binary));
+	add_machine(&b);
+	add_control(&b);
+	add_boot(&b);
+	for (guint i = 0; i < in->spec->disks->len; i++)
+		add_disk(&b, in->spec->disks->pdata[i], i);
+	for (guint i = 0; i < in->spec->nics->len; i++)
+		add_nic(&b, in->spec->nics->pdata[i], i);
+}
+
+static bool check_disk(const SpecDisk *d, GError **err)
+{
+	const char *path = d->image ? d->image : d->file;
+
+	if (!g_path_is_absolute(path))
+		return err_set(err, ENOENT, "disks.%s: there is no image '%s'; give a path",
+			       d->name, path);
+	return true;
+}
+
+static bool check_nic(const SpecNic *n, GError **err)
+{
+	struct in_addr addr;
+
+	if (n->network && strcmp(n->network, "user"))
+		return err_set(err, EOPNOTSUPP,
+			       "nics.%s.network: backend 'qemu' has no network '%s', only 'user'",
+			       n->name, n->network);
+	for (guint i = 0; i < n->ports->len; i++) {
+		const SpecPort *p = n->ports->pdata[i];
+		if (inet_pton(AF_INET, p->address, &addr) != 1)
+			return err_set(err, EOPNOTSUPP,
+				       "nics.%s.ports: QEMU's user network can only listen on "
+				       "IPv4 addresses, not on '%s'",
+				       n->name, p->address);
+	}
+	return true;
+}
+
+static bool check_microvm(const Spec *s, GError **err)
+{
+	if (s->machine != MACHINE_MICROVM)
+		return true;
+	if (!s->kernel)
+		return err_set(err, EINVAL,
+			       "machine: microvm can only boot a kernel; set "
+			       "boot.kernel, or machine: q35");
+	if (s->firmware == FIRMWARE_UEFI)
+		return err_set(err, EOPNOTSUPP, "firmware: microvm has no uefi");
+	/* 24 mmio slots, of which serial and rng take two. */
+	if (s->disks->len + s->nics->len > 22)
+		return err_set(err, EOPNOTSUPP, "machine: microvm takes at most 22 disks and nics");
+	return true;
+}
+
+static bool check_accel(const Spec *s, const QemuHost *host, GError **err)
+{
+	if (s->accel == ACCEL_KVM && !host->kvm)
+		return err_set(err, EOPNOTSUPP, "accel: kvm is not usable here: %s",
+			       host->kvm_why ? host->kvm_why : "not probed yet");
+	return true;
+}
+
+bool qemu_check(const QemuHost *host, const Spec *s, GError **err)
+{
+	if (!s->kernel && !s->disks->len)
+		return err_set(err, EINVAL,
+			       "there is nothing to boot: set boot.kernel, or attach a "
+			       "disk");
+	if (s->cpus > MAX_CPUS_Q35)
+		return err_set(err, EOPNOTSUPP, "cpus: backend 'qemu' takes at most %d",
+			       MAX_CPUS_Q35);
+	if (s->firmware == FIRMWARE_UEFI && !host->uefi_code)
+		return err_set(err, EOPNOTSUPP,
+			       "firmware: uefi needs OVMF, which is not installed "
+			       "(on Debian: apt install ovmf)");
+	if (!check_accel(s, host, err) || !check_microvm(s, err))
+		return false;
+	for (guint i = 0; i < s->disks->len; i++) {
+		if (!check_disk(s->disks->pdata[i], err))
+			return false;
+	}
+	for (guint i = 0; i < s->nics->len; i++) {
+		if (!check_nic(s->nics->pdata[i], err))
+			return false;
+	}
+	return true;
+}

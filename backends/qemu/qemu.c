@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * QEMU as a backend: the class, and the operations on a VM that runs. Starting is in start.c,
+ * finding a VM again after a restart of the daemon in adopt.c. Loop thread only.
+ */
+#include "backends/qemu/qemu.h"
+
+#include <errno.h>
+#include <signal.h>
+
+#include "vmfs/err.h"
+
+#define AGENT_TIMEOUT_MS 1000 /* then the guest is asked in another way */
+
+static void clear_op(QemuVm *q)
+{
+	q->op = NULL;
+	qmp_cancel(&q->op_slot);
+	timer_stop(&q->op_timer);
+}
+
+static void guest_asked(void *arg, const json_t *result, const GError *err);
+
+static void cancel_op(Op *op, void *ctx)
+{
+	QemuVm *q = ctx;
+
+	if (q->agent)
+		agent_cancel(q->agent, guest_asked, q);
+	clear_op(q);
+}
+
+void qemu_end_op(QemuVm *q, GError *take)
+{
+	Op *op = q->op;
+
+	clear_op(q);
+	if (take)
+		op_fail(op, take);
+	else
+		op_ok(op);
+}
+
+static void begin_op(QemuVm *q, Op *op)
+{
+	q->op = op;
+	op_on_cancel(op, cancel_op, q);
+}
+
+/* False, and the op has failed, when there is no monitor to talk to. */
+static bool need_monitor(QemuVm *q)
+{
+	if (q->qmp && !q->exited)
+		return true;
+	qemu_end_op(q, err_new(EHOSTDOWN, "QEMU does not answer; 'kill' ends it"));
+	return false;
+}
+
+static void state_answered(void *arg, const json_t *result, const GError *err)
+{
+	QemuVm *q = arg;
+
+	q->op_slot = NULL;
+	/* The events have told already, unless it was so before. */
+	if (!err)
+		backend_state(&q->base, op_kind(q->op) == OP_PAUSE ? VM_PAUSED : VM_RUNNING, NULL);
+	qemu_end_op(q, err ? g_error_copy(err) : NULL);
+}
+
+static void qemu_pause(BackendVm *bv, Op *op)
+{
+	QemuVm *q = qemu_of(bv);
+
+	begin_op(q, op);
+	if (need_monitor(q))
+		q->op_slot = qmp_execute(q->qmp, "stop", NULL, state_answered, q);
+}
+
+static void qemu_resume(BackendVm *bv, Op *op)
+{
+	QemuVm *q = qemu_of(bv);
+
+	begin_op(q, op);
+	if (need_monitor(q))
+		q->op_slot = qmp_execute(q->qmp, "cont", NULL, state_answered, q);
+}
+
+/* Good news are not the end of it: that is an event. */
+static void asked_answered(void *arg, const json_t *result, const GError *err)
+{
+	QemuVm *q = arg;
+
+	q->op_slot = NULL;
+	if (err && op_kind(q->op) != OP_STOP) /* which is forced in time */
+		qemu_end_op(q, g_error_copy(err));
+}
+
+static void qemu_reset(BackendVm *bv, Op *op)
+{
+	QemuVm *q = qemu_of(bv);
+
+	begin_op(q, op);
+	if (need_monitor(q))
+		q->op_slot = qmp_execute(q->qmp, "system_reset", NULL, asked_answered, q);
+}
+
+static json_t *ctrl_alt_del(void)
+{
+	static const char *const keys[] = { "ctrl", "alt", "delete" };
+	json_t *args = json_object(), *list = json_array();
+
+	for (size_t i = 0; i < G_N_ELEMENTS(keys); i++) {
+		json_t *key = json_object();
+		json_object_set_new(key, "type", json_string("qcode"));
+		json_object_set_new(key, "data", json_string(keys[i]));
+		json_array_append_new(list, key);
+	}
+	json_object_set_new(args, "keys", list);
+	return args;
+}
+
+/* Ask by what the machine has: the power button, or three keys. */
+static void ask_by_hardware(QemuVm *q)
+{
+	const bool stop = op_kind(q->op) == OP_STOP;
+
+	if (!q->qmp) /* a reboot then fails at its deadline */
+		return;
+	if (!stop && q->base.spec->machine == MACHINE_MICROVM)
+		qemu_end_op(q, err_new(EOPNOTSUPP, "the guest's agent does not answer, and a "
+						   "microvm has no keyboard; try 'reset'"));
+	else if (stop)
+		q->op_slot = qmp_execute(q->qmp, "system_powerdown", NULL, asked_answered, q);
+	else
+		q->op_slot = qmp_execute(q->qmp, "send-key", ctrl_alt_del(), asked_answered, q);
+}
+
+static void guest_asked(void *arg, const json_t *result, const GError *err)
+{
+	QemuVm *q = arg;
+
+	if (err)
+		ask_by_hardware(q);
+}
+
+static void ask_guest(QemuVm *q)
+{
+	if (!q->agent || !agent_is_open(q->agent)) {
+		ask_by_hardware(q);
+		return;
+	}
+	json_t *args = json_object();
+	json_object_set_new(args, "mode",
+			    json_string(op_kind(q->op) == OP_STOP ? "powerdown" : "reboot"));
+	agent_request(q->agent, "guest-shutdown", args, true, AGENT_TIMEOUT_MS, guest_asked, q);
+}
+
+void qemu_ask_again(QemuVm *q)
+{
+	const OpKind kind = q->op && !q->end.reason ? op_kind(q->op) : OP_NONE;
+
+	if (kind == OP_REBOOT || (kind == OP_STOP && q->op_timer))
+		ask_guest(q);
+}
+
+static void qemu_reboot(BackendVm *bv, Op *op)
+{
+	QemuVm *q = qemu_of(bv);
+
+	begin_op(q, op);
+	if (!need_monitor(q))
+		return;
+	ask_guest(q);
+	op_accept(op);
+}
+
+static void force_stop(void *arg)
+{
+	QemuVm *q = arg;
+
+	q->op_timer = NULL;
+	qemu_quit(q, VM_STOPPED, "forced");
+}
+
+static void qemu_stop(BackendVm *bv, Op *op)
+{
+	QemuVm *q = qemu_of(bv);
+	const uint64_t ms = op_seconds_ms(op);
+
+	begin_op(q, op);
+	op_accept(op);
+	if (!q->proc) {
+		qemu_gone(q, VM_STOPPED, "forced", -1);
+	} else if (!ms || !q->qmp) {
+		qemu_quit(q, VM_STOPPED, "forced");
+	} else if (!q->end.reason) { /* else it is on its way out already */
+		/* A guest whose vCPUs stand still could not hear us. */
+		if (q->paused)
+			qmp_execute(q->qmp, "cont", NULL, NULL, NULL);
+		q->op_timer = timer_start(ms, force_stop, q);
+		ask_guest(q);
+	}
+}
+
+static void qemu_kill(BackendVm *bv, Op *op)
+{
+	QemuVm *q = qemu_of(bv);
+
+	begin_op(q, op);
+	if (!q->proc) {
+		qemu_gone(q, VM_STOPPED, "killed", -1);
+		return;
+	}
+	q->end = (QemuEnd){ VM_STOPPED, "killed" };
+	proc_kill(q->proc, SIGKILL);
+}
+
+static bool check(Backend *be, const Spec *spec, GError **err)
+{
+	return qemu_check(qemu_host(), spec, err);
+}
+
+/* KVM may work for the daemon, but not be permitted to the VM's owner. */
+const char *qemu_accel(const Spec *spec)
+{
+	if (spec->accel == ACCEL_AUTO)
+		return qemu_host()->kvm ? "kvm:tcg" : "tcg";
+	return spec->accel == ACCEL_KVM ? "kvm" : "tcg";
+}
+
+void qemu_fill_args(QemuVm *q, const char *accel, QemuArgs *args)
+{
+	Vm *vm = qemu_vm(q);
+	const QemuHost *host = qemu_host();
+
+	*args = (QemuArgs){
+		.spec = q->base.spec,
+		.id = vm_id(vm),
+		.name = vm_name(vm),
+		.run_dir = vm_run_dir(vm),
+		.data_dir = vm_data_dir(vm),
+		.binary = host->binary ? host->binary : "qemu-system-x86_64",
+		.accel = accel,
+		.uefi_code = host->uefi_code ? host->uefi_code : "",
+	};
+}
+
+static bool cmdline(BackendVm *bv, GPtrArray *argv, GError **err)
+{
+	QemuArgs args;
+
+	if (!qemu_check(qemu_host(), bv->spec, err))
+		return false;
+	qemu_fill_args(qemu_of(bv), qemu_accel(bv->spec), &args);
+	qemu_argv(&args, argv);
+	return true;
+}
+
+static void fini(BackendVm *bv)
+{
+	QemuVm *q = qemu_of(bv);
+
+	qemu_start_abandon(q);
+	clear_op(q);
+	qemu_forget(q);
+}
+
+static void want_ip(BackendVm *bv)
+{
+	qemu_ip_start(qemu_of(bv));
+}
+
+const BackendClass qemu_class = {
+	.name = "qemu",
+	.doc = "QEMU, one process a VM, controlled by QMP",
+	.vm_size = sizeof(QemuVm),
+	.probe = qemu_probe,
+	.check = check,
+	.cmdline = cmdline,
+	.fini = fini,
+	.save = qemu_save,
+	.op = {
+		[OP_START] = qemu_start,
+		[OP_STOP] = qemu_stop,
+		[OP_KILL] = qemu_kill,
+		[OP_PAUSE] = qemu_pause,
+		[OP_RESUME] = qemu_resume,
+		[OP_REBOOT] = qemu_reboot,
+		[OP_RESET] = qemu_reset,
+		[OP_ADOPT] = qemu_adopt,
+	},
+	.console_write = qemu_console_write,
+	.want_ip = want_ip,
+};

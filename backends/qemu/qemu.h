@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside of the qemu backend. One QemuVm a VM: the process (pidfd), the monitor (QMP), the console
+ * (console.h) and the guest agent. The daemon itself makes the listening sockets and passes them
+ * on, so connecting works before QEMU is up, and ECONNREFUSED later means that nobody holds them.
+ * Loop thread only.
+ */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backends/backend.h"
+#include "backends/qemu/agent.h"
+#include "backends/qemu/console.h"
+#include "backends/qemu/qmp.h"
+#include "vmfs/line.h"
+#include "vmfs/loop.h"
+#include "vmfs/proc.h"
+
+/* Descriptors that QEMU is started with, and the names of their sockets in the run directory. */
+#define QEMU_FD_QMP	  3
+#define QEMU_FD_AGENT	  4
+#define QEMU_SOCKET_QMP	  "qmp"
+#define QEMU_SOCKET_AGENT "agent"
+#define QEMU_PID_FILE	  "pid"
+
+#define QEMU_AGENT_ID	"agent0" /* the agent's port, as events name it */
+#define QEMU_NET_PREFIX "net-"	 /* of a nic's netdev */
+#define QEMU_UEFI_VARS	"uefi-vars.fd"
+
+extern const BackendClass qemu_class;
+
+/* probe.c */
+
+/* What the probe found; constant afterwards. */
+typedef struct QemuHost {
+	char *binary, *img; /* paths, or NULL */
+	bool kvm;
+	char *kvm_why;			   /* why not */
+	const char *uefi_code, *uefi_vars; /* NULL: no OVMF */
+} QemuHost;
+
+const QemuHost *qemu_host(void);
+void qemu_probe(Backend *be);
+/* `vmfs --probe-kvm`: prints one line for qemu_probe() and returns the exit status. */
+int qemu_probe_kvm_main(void);
+
+/* argv.c: pure */
+
+typedef struct QemuArgs {
+	const Spec *spec;
+	unsigned id;
+	const char *name, *run_dir, *data_dir, *binary, *accel, *uefi_code;
+} QemuArgs;
+
+void qemu_argv(const QemuArgs *in, GPtrArray *argv);
+bool qemu_check(const QemuHost *host, const Spec *spec, GError **err);
+char *qemu_disk_path(const char *data_dir, const SpecDisk *d);
+char *qemu_mac(unsigned id, unsigned index);
+
+/* Why a VMM that we end ends: what backend_gone() is to be told. */
+typedef struct QemuEnd {
+	VmState state;
+	const char *reason; /* NULL: not our doing */
+} QemuEnd;
+
+typedef struct QemuVm QemuVm;
+
+struct QemuVm {
+	BackendVm base;
+
+	/* The process. NULL: nothing runs, and all that follows is unset. */
+	Proc *proc;
+	uint64_t start_time;
+	const char *accel; /* as in the command line: "kvm", "tcg", "kvm:tcg" */
+	ProcUser user;
+	bool exited; /* proc has, but its last words are still to be read */
+	int exit_status;
+	QemuEnd end;
+	Timer *exit_timer;
+	/* What to do about its end instead of reporting it: set while an op starts it, or undoes
+	 * that. */
+	void (*died)(QemuVm *q);
+
+	void *start; /* of start.c, while it starts */
+
+	/* The monitor. */
+	Qmp *qmp;
+	Timer *silence_timer; /* until it is asked again, or is reported as unknown */
+	bool paused;
+	const char *pause_reason;
+	void (*ready)(QemuVm *q);		    /* what to do when it has greeted us */
+	void (*lost)(QemuVm *q, const GError *err); /* NULL: connect again */
+
+	/* The guest. */
+	Console *console;
+	Agent *agent;
+	Timer *ip_timer; /* the series of questions: its next one */
+	unsigned ip_try;
+	bool ip_asked; /* an answer is under way */
+	QmpSlot *ip_slot;
+
+	/* The op that waits for an answer or an event. */
+	Op *op;
+	QmpSlot *op_slot;
+	Timer *op_timer;
+};
+
+static inline QemuVm *qemu_of(BackendVm *bv)
+{
+	return (QemuVm *)bv;
+}
+
+static inline Vm *qemu_vm(const QemuVm *q)
+{
+	return q->base.vm;
+}
+
+/* qemu.c */
+void qemu_fill_args(QemuVm *q, const char *accel, QemuArgs *args);
+const char *qemu_accel(const Spec *spec);
+/* Clear the op, and end it: NULL is success. */
+void qemu_end_op(QemuVm *q, GError *take);
+/* The agent has come up: if the guest was asked to stop while it booted, it did not hear that. */
+void qemu_ask_again(QemuVm *q);
+
+/* monitor.c: what is connected to a VMM that runs */
+void qemu_connect(QemuVm *q, uint64_t timeout_ms);
+/* Follow the console, beginning `past` bytes ago, and the agent. */
+void qemu_connect_guest(QemuVm *q, size_t past);
+void qemu_disconnect(QemuVm *q);
+size_t qemu_console_write(BackendVm *bv, const char *data, size_t len);
+/* The ProcExitFn of the VMM; arg is the QemuVm. */
+void qemu_exited(void *arg, int status);
+/* `result` of query-kvm. */
+void qemu_report_accel(QemuVm *q, const json_t *result);
+/* Ask it to quit, and kill it when it does not. */
+void qemu_quit(QemuVm *q, VmState state, const char *reason);
+/* Let go of everything that belongs to a run. The process goes on, if it is there. */
+void qemu_forget(QemuVm *q);
+/* Take note of the end of a run, in the order that the core wants. */
+void qemu_gone(QemuVm *q, VmState state, const char *reason, int exit_status);
+
+/* start.c */
+void qemu_start(BackendVm *bv, Op *op);
+/* The VM goes from memory in the middle of it. */
+void qemu_start_abandon(QemuVm *q);
+/*
+ * Touch the file system as the owner, between these two: what their directories hold is theirs,
+ * links included. The first returns what the second wants.
+ */
+int qemu_as_owner(const ProcUser *u);
+void qemu_as_daemon(const ProcUser *u, int before);
+
+/* adopt.c */
+void qemu_save(const BackendVm *bv, GKeyFile *run);
+void qemu_adopt(BackendVm *bv, Op *op);
+/* Connect (again) to a VMM of which we do not know the state, and find it out. */
+void qemu_resync(QemuVm *q);
+
+/* ip.c */
+void qemu_ip_start(QemuVm *q);
+void qemu_ip_stop(QemuVm *q);
+/* Report the host ports in `info usernet`'s text. */
+void qemu_report_ports(QemuVm *q, const char *usernet);
+/* The guest's own addresses in it (char *), as far as it knows. */
+GPtrArray *qemu_usernet_ips(const char *usernet, const Spec *spec);
+/* The addresses (char *) in the answer to guest-network-get-interfaces, best first. */
+GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned id);
+
+/*
+ * disk.c: make the files that are missing. NULL when there is nothing to do; else done() is called
+ * later, once, unless cancelled first.
+ */
+typedef struct QemuDisks QemuDisks;
+typedef void (*QemuDisksFn)(void *arg, const GError *err);
+QemuDisks *qemu_disks_prepare(BackendVm *bv, const ProcUser *user, QemuDisksFn done, void *arg);
+void qemu_disks_cancel(QemuDisks *d);

@@ -1,0 +1,388 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * QMP: JSON lines over a unix socket. QEMU runs with the rights of the VM's owner, who may put
+ * anything at the other end: what is not JSON, not an object or too long ends the connection, what
+ * is merely unknown is ignored. Callbacks may free the Qmp. Loop thread only.
+ */
+#include "backends/qemu/qmp.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "vmfs/err.h"
+#include "vmfs/line.h"
+#include "vmfs/loop.h"
+
+struct QmpSlot {
+	Qmp *qmp;
+	json_int_t id;
+	char *command;
+	QmpFn fn;
+	void *arg;
+	Timer *timer;
+};
+
+struct Qmp {
+	const QmpOps *ops;
+	void *arg;
+	Line *line;
+	Timer *timer; /* until the first answer */
+	uint64_t timeout_ms;
+	json_int_t last_id;
+	GQueue slots; /* of QmpSlot, oldest first */
+	bool greeted, over, freed;
+	unsigned busy; /* callbacks under way */
+};
+
+static const struct {
+	const char *text;
+	int code;
+} texts[] = {
+	{ "No such file or directory", ENOENT },
+	{ "Permission denied", EACCES },
+	{ "Operation not permitted", EPERM },
+	{ "Address already in use", EADDRINUSE },
+	{ "Could not set up host forwarding rule", EADDRINUSE },
+	{ "Cannot allocate memory", ENOMEM },
+	{ "cannot set up guest memory", ENOMEM },
+	{ "No space left on device", ENOSPC },
+	{ "Disk quota exceeded", EDQUOT },
+	{ "Read-only file system", EROFS },
+	{ "Is a directory", EISDIR },
+	{ "Is another process using the image", EBUSY },
+	{ "Failed to get", EBUSY },
+	{ "Too many open files", EMFILE },
+	{ "Connection refused", ECONNREFUSED },
+	{ "Invalid ", EINVAL },
+	{ "invalid ", EINVAL },
+	{ "not in qcow2 format", EINVAL },
+	{ "Image is not", EINVAL },
+	{ "is not a valid", EINVAL },
+	{ "not supported", EOPNOTSUPP },
+};
+
+int qemu_errno(const char *text)
+{
+	for (size_t i = 0; text && i < G_N_ELEMENTS(texts); i++) {
+		if (strstr(text, texts[i].text))
+			return texts[i].code;
+	}
+	return EIO;
+}
+
+/* Which part of the spec an option was made from: "disks.root: ", "nics.eth0: " or nothing. */
+static char *option_key(const char *option, size_t len)
+{
+	static const struct {
+		const char *mark, *key;
+	} marks[] = {
+		{ "node-name=file-", "disks" }, { "node-name=disk-", "disks" },
+		{ "id=disk-", "disks" },	{ "id=net-", "nics" },
+		{ "id=nic-", "nics" },
+	};
+	g_autofree char *text = g_strndup(option, len);
+
+	for (size_t i = 0; i < G_N_ELEMENTS(marks); i++) {
+		const char *at = strstr(text, marks[i].mark);
+		if (!at)
+			continue;
+		at += strlen(marks[i].mark);
+		return g_strdup_printf("%s.%.*s: ", marks[i].key, (int)strcspn(at, ","), at);
+	}
+	return g_strdup("");
+}
+
+/* "qemu-system-x86_64: -netdev user,id=net-eth0: it failed" to "nics.eth0: it failed" */
+static char *tidy(const char *line)
+{
+	g_autofree char *key = g_strdup("");
+	const char *colon = strstr(line, ": ");
+
+	if (colon && (g_str_has_prefix(line, "qemu-") || g_str_has_prefix(line, "qemu:"))) {
+		line = colon + 2;
+		colon = strstr(line, ": ");
+	}
+	if (colon && g_str_has_prefix(line, "qemu: ")) {
+		line = colon + 2;
+	} else if (colon && *line == '-') {
+		g_free(key);
+		key = option_key(line, (size_t)(colon - line));
+		line = colon + 2;
+	}
+	/* "Could not open 'x': Could not open 'x': Permission denied" */
+	colon = strstr(line, ": ");
+	const size_t n = colon ? (size_t)(colon + 2 - line) : 0;
+	if (n && !strncmp(line, line + n, n))
+		line += n;
+	g_autofree char *all = g_strconcat(key, line, NULL);
+	return g_utf8_make_valid(all, -1);
+}
+
+char *qemu_sentence(const char *text)
+{
+	g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+
+	for (int i = (int)g_strv_length(lines) - 1; i >= 0; i--) {
+		const char *line = g_strstrip(lines[i]);
+		if (*line && !strstr(line, "warning:"))
+			return tidy(line);
+	}
+	return NULL;
+}
+
+static void destroy(Qmp *q)
+{
+	line_free(q->line);
+	g_free(q);
+}
+
+static void leave(Qmp *q)
+{
+	if (--q->busy == 0 && q->freed)
+		destroy(q);
+}
+
+static void slot_free(QmpSlot *s)
+{
+	timer_stop(&s->timer);
+	g_free(s->command);
+	g_free(s);
+}
+
+/* Take the slot out of the queue and answer it. */
+static void slot_answer(QmpSlot *s, const json_t *result, const GError *err)
+{
+	g_queue_remove(&s->qmp->slots, s);
+	if (s->fn)
+		s->fn(s->arg, result, err);
+	slot_free(s);
+}
+
+static void finish(Qmp *q, GError *take)
+{
+	g_autoptr(GError) err = take;
+
+	if (q->over)
+		return;
+	q->over = true;
+	q->busy++;
+	timer_stop(&q->timer);
+	line_free(g_steal_pointer(&q->line));
+	/* Not those that the callbacks may add: their time-out answers them. */
+	for (guint n = q->slots.length; n > 0 && !q->freed && q->slots.length; n--)
+		slot_answer(g_queue_peek_head(&q->slots), NULL, err);
+	if (!q->freed)
+		q->ops->closed(q->arg, err);
+	leave(q);
+}
+
+static GError *command_error(const QmpSlot *s, const json_t *error)
+{
+	static const struct {
+		const char *name;
+		int code;
+	} classes[] = {
+		{ "CommandNotFound", EOPNOTSUPP },
+		{ "DeviceNotFound", ENOENT },
+		{ "DeviceNotActive", EBUSY },
+		{ "KVMMissingCap", EOPNOTSUPP },
+	};
+	const char *class = json_string_value(json_object_get(error, "class"));
+	const char *desc = json_string_value(json_object_get(error, "desc"));
+	int code = qemu_errno(desc);
+
+	for (size_t i = 0; class && i < G_N_ELEMENTS(classes); i++) {
+		if (!strcmp(class, classes[i].name))
+			code = classes[i].code;
+	}
+	return err_new(code, "%s: %s", s->command, desc ? desc : "failed without a reason");
+}
+
+static void take_answer(Qmp *q, const json_t *msg)
+{
+	const json_t *id = json_object_get(msg, "id");
+	const json_t *error = json_object_get(msg, "error");
+	QmpSlot *s = NULL;
+
+	for (GList *l = q->slots.head; l && !s; l = l->next) {
+		QmpSlot *candidate = l->data;
+		if (json_is_integer(id) && candidate->id == json_integer_value(id))
+			s = candidate;
+	}
+	if (!s) /* cancelled, or too late */
+		return;
+	if (error) {
+		g_autoptr(GError) err = command_error(s, error);
+		slot_answer(s, NULL, err);
+	} else {
+		slot_answer(s, json_object_get(msg, "return"), NULL);
+	}
+}
+
+static void take_message(Qmp *q, const json_t *msg)
+{
+	const char *event = json_string_value(json_object_get(msg, "event"));
+
+	if (!q->greeted) {
+		q->greeted = json_is_object(json_object_get(msg, "QMP"));
+		if (!q->greeted)
+			finish(q, err_new(EPROTO, "the monitor did not greet us"));
+	} else if (event) {
+		q->ops->event(q->arg, event, json_object_get(msg, "data"));
+	} else if (json_object_get(msg, "return") || json_object_get(msg, "error")) {
+		take_answer(q, msg);
+	}
+}
+
+void qmp_feed(Qmp *q, char *line, size_t len)
+{
+	json_error_t where;
+
+	if (q->over || !len)
+		return;
+	q->busy++;
+	json_t *msg = json_loadb(line, len, 0, &where);
+	if (json_is_object(msg))
+		take_message(q, msg);
+	else
+		finish(q, err_new(EPROTO, "the monitor does not speak JSON: %s",
+				  msg ? "not an object" : where.text));
+	json_decref(msg);
+	leave(q);
+}
+
+static void on_line(void *arg, char *line, size_t len)
+{
+	qmp_feed(arg, line, len);
+}
+
+static void on_closed(void *arg, const GError *err)
+{
+	finish(arg, err_new(err_code(err), "the monitor: %s", err->message));
+}
+
+static const LineOps line_ops = { .line = on_line, .closed = on_closed };
+
+static void no_greeting(void *arg)
+{
+	Qmp *q = arg;
+
+	q->timer = NULL;
+	finish(q, err_new(ETIMEDOUT, "the monitor did not answer within %.3g s",
+			  (double)q->timeout_ms / 1000));
+}
+
+static void negotiated(void *arg, const json_t *result, const GError *err)
+{
+	Qmp *q = arg;
+
+	if (q->over)
+		return;
+	timer_stop(&q->timer);
+	if (err)
+		finish(q, g_error_copy(err));
+	else
+		q->ops->ready(q->arg);
+}
+
+static Qmp *new_qmp(const char *path, uint64_t timeout_ms, const QmpOps *ops, void *arg)
+{
+	Qmp *q = g_new0(Qmp, 1);
+
+	q->ops = ops;
+	q->arg = arg;
+	q->timeout_ms = timeout_ms;
+	g_queue_init(&q->slots);
+	if (path)
+		q->line = line_connect(path, QMP_MAX_LINE, &line_ops, q);
+	if (timeout_ms)
+		q->timer = timer_start(timeout_ms, no_greeting, q);
+	/* The connection's own timer, if it has one, stands for this command's. */
+	QmpSlot *s = qmp_execute(q, "qmp_capabilities", NULL, negotiated, q);
+	timer_stop(&s->timer);
+	return q;
+}
+
+Qmp *qmp_new(const QmpOps *ops, void *arg)
+{
+	return new_qmp(NULL, 0, ops, arg);
+}
+
+Qmp *qmp_connect(const char *path, uint64_t timeout_ms, const QmpOps *ops, void *arg)
+{
+	return new_qmp(path, timeout_ms, ops, arg);
+}
+
+void qmp_free(Qmp *q)
+{
+	QmpSlot *s;
+
+	if (!q)
+		return;
+	q->over = true;
+	q->freed = true;
+	timer_stop(&q->timer);
+	line_free(g_steal_pointer(&q->line));
+	while ((s = g_queue_pop_head(&q->slots)))
+		slot_free(s);
+	if (!q->busy)
+		destroy(q);
+}
+
+bool qmp_is_alive(const Qmp *q)
+{
+	return q && !q->over;
+}
+
+static void slot_expired(void *arg)
+{
+	QmpSlot *s = arg;
+	Qmp *q = s->qmp;
+	g_autoptr(GError) err = NULL;
+
+	if (q->over)
+		err = err_new(ENOTCONN, "%s: the monitor is gone", s->command);
+	else
+		err = err_new(ETIMEDOUT, "%s: the monitor did not answer within %d s", s->command,
+			      QMP_TIMEOUT_MS / 1000);
+	s->timer = NULL;
+	q->busy++;
+	slot_answer(s, NULL, err);
+	leave(q);
+}
+
+QmpSlot *qmp_execute(Qmp *q, const char *command, json_t *args, QmpFn fn, void *arg)
+{
+	QmpSlot *s = g_new0(QmpSlot, 1);
+	json_t *msg = json_object();
+
+	s->qmp = q;
+	s->id = ++q->last_id;
+	s->command = g_strdup(command);
+	s->fn = fn;
+	s->arg = arg;
+	s->timer = timer_start(q->over ? 0 : QMP_TIMEOUT_MS, slot_expired, s);
+	g_queue_push_tail(&q->slots, s);
+	json_object_set_new(msg, "execute", json_string(command));
+	if (args)
+		json_object_set_new(msg, "arguments", args);
+	json_object_set_new(msg, "id", json_integer(s->id));
+	char *text = json_dumps(msg, JSON_COMPACT);
+	g_autofree char *line = g_strconcat(text ? text : "", "\n", NULL);
+	free(text); /* jansson's allocator is malloc */
+	json_decref(msg);
+	if (q->line)
+		line_send(q->line, line, strlen(line));
+	return s;
+}
+
+void qmp_cancel(QmpSlot **slot)
+{
+	QmpSlot *s = *slot;
+
+	if (!s)
+		return;
+	*slot = NULL;
+	g_queue_remove(&s->qmp->slots, s);
+	slot_free(s);
+}
