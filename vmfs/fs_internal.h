@@ -6,6 +6,7 @@
 #include <fuse_lowlevel.h>
 
 #include "vmfs/node.h"
+#include "vmfs/waitq.h"
 
 void fs_caller(fuse_req_t req, Caller *who);
 /* The credentials with the supplementary groups; caller frees who->groups. */
@@ -52,16 +53,36 @@ void fs_spec_away(Vm *vm);
 void fs_spec_here(Vm *vm);
 
 /* fs_file.c */
+
+/* An open file: what is kept for its number. */
+typedef struct Handle {
+	uint64_t fh;
+	NodeRef ref;	 /* holds a reference to the VM */
+	int flags;	 /* of open(2) */
+	GString *text;	 /* of a shown file, as rendered by the last read at offset 0 */
+	uint32_t seen;	 /* version at that time: for POLLPRI */
+	Reader reader;	 /* of a stream */
+	GByteArray *doc; /* of a document: what is being written; NULL: nothing yet */
+	bool dirty, truncated, refused;
+	Op *op; /* of a command: accepted, and not yet waited for */
+	WaitEntry poll;
+	struct fuse_pollhandle *ph;
+} Handle;
+
+Handle *fs_handle(uint64_t fh); /* NULL: closed, or of a former daemon */
+void fs_handle_close(Handle *h);
 void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 	       struct fuse_file_info *fi);
 void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+void fs_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct fuse_pollhandle *ph);
+void fs_close_handles(void);
+
+/* fs_write.c */
 void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
 	      struct fuse_file_info *fi);
 void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
 void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
-void fs_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct fuse_pollhandle *ph);
 /* Cut the text being written through an open handle of a document. 0 or an errno. */
 int fs_truncate_handle(uint64_t fh, uint64_t size);
-void fs_close_handles(void);
