@@ -6,10 +6,19 @@
 
 typedef void (*RowFn)(const Node *n, const char *path, GString *out);
 
+/* The row in .io/ that a link to a stream leads to, or the row itself. */
+static const Node *behind_link(const Node *n)
+{
+	if (n->target)
+		for (const Node *row = io_dir.rows; row->name; row++)
+			if (!strcmp(row->name, n->name))
+				return row;
+	return n;
+}
+
 static const char *access_of(const Node *n)
 {
-	if (n->stream || (n->target && n->target[0] == '.' && strcmp(n->name, "wait")))
-		return n->stream && (n->mode & 0222) ? "rw" : "r";
+	n = behind_link(n);
 	if (n->dir)
 		return "dir";
 	if (n->target || n->link)
@@ -89,4 +98,39 @@ void node_man(GString *out)
 			"# KEYS OF SPEC.YAML\n\n```\n");
 	spec_help(out);
 	g_string_append(out, "```\n");
+}
+
+/* '|' parts the cells of a table. */
+static void markdown_text(const char *text, GString *out)
+{
+	for (; *text; text++) {
+		if (*text == '|')
+			g_string_append_c(out, '\\');
+		g_string_append_c(out, *text);
+	}
+}
+
+static void markdown_row(const Node *n, const char *path, GString *out)
+{
+	/* What the links lead to needs no rows of its own. */
+	if (strstr(path, ".io/") || !strcmp(path, "/"))
+		return;
+	g_string_append_printf(out, "| `%s` | %s | ", path + 1, access_of(n));
+	markdown_text(n->doc, out);
+	g_string_append(out, " |\n");
+}
+
+void node_markdown(GString *out)
+{
+	g_string_append(out, "<!-- tree -->\n| file | | what |\n|---|---|---|\n");
+	walk(&root_node, "/", markdown_row, out);
+	g_string_append(out, "<!-- verbs -->\n| written to `state` | |\n|---|---|\n");
+	for (const Verb *v = verbs; v->name; v++)
+		g_string_append_printf(out, "| `%s%s` | %s |\n", v->name,
+				       v->seconds ? " [SECONDS]" : "", v->doc);
+	g_string_append(out,
+			"| `running`, `stopped`, `paused` | make it so; done at once if it is |\n"
+			"<!-- keys -->\n```\n");
+	spec_help(out);
+	g_string_append(out, "```\n<!-- end -->\n");
 }

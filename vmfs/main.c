@@ -136,6 +136,15 @@ static int fail(const GError *e)
 	return EXIT_FAILURE;
 }
 
+static int print_markdown(void)
+{
+	g_autoptr(GString) out = g_string_new(NULL);
+
+	node_markdown(out);
+	fputs(out->str, stdout);
+	return EXIT_SUCCESS;
+}
+
 /* The text of a file, then the tables of the tree: for the manual page. */
 static int print_manual(const char *head)
 {
@@ -171,6 +180,8 @@ int main(int argc, char **argv)
 		return qemu_probe_kvm_main();
 #endif
 	node_init();
+	if (app.options.markdown)
+		return print_markdown();
 	if (app.options.man)
 		return print_manual(app.options.mountpoint);
 	log_init(app.options.debug);

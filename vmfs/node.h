@@ -106,9 +106,10 @@ bool node_list(const NodeRef *dir, uint64_t *cookie, char name[256], NodeRef *re
 /* Type, permissions, owner, size and times. */
 void node_stat(const NodeRef *r, struct stat *st);
 
-/* The manual of the tree, made from the rows: for people, and as a table of scdoc(5). */
+/* The manual of the tree, made from the rows: for people, for scdoc(5), and for the README. */
 void node_help(GString *out);
 void node_man(GString *out);
+void node_markdown(GString *out);
 
 /* nodes_vm.c, nodes_io.c, nodes_host.c */
 extern const Dir vm_dir;

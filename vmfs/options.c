@@ -45,6 +45,7 @@ static const struct fuse_opt table[] = {
 	OPTION("--probe-kvm", o.probe_kvm, 1),
 	OPTION("--notify-helper", o.notify_helper, 1),
 	OPTION("--man", o.man, 1),
+	OPTION("--markdown", o.markdown, 1),
 	OPTION("--state-dir=%s", o.state_dir, 0),
 	OPTION("state_dir=%s", o.state_dir, 0),
 	OPTION("--runtime-dir=%s", o.runtime_dir, 0),
@@ -196,7 +197,8 @@ bool options_parse(int argc, char **argv, Options *ret)
 	Raw raw = { 0 };
 	bool ok = !fuse_opt_parse(&args, &raw, table, on_option);
 
-	if (ok && !raw.o.help && !raw.o.version && !raw.o.probe_kvm && !raw.o.notify_helper) {
+	if (ok && !raw.o.help && !raw.o.version && !raw.o.probe_kvm && !raw.o.notify_helper &&
+	    !raw.o.markdown) {
 		ok = check_words(&args) && parse_ids(&raw) && set_directories(&raw.o);
 		raw.o.fuse = fuse_options(&raw.o, &args);
 		if (ok && !raw.n_words) {

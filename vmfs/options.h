@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 typedef struct Options {
-	bool foreground, debug, help, version, probe_kvm, notify_helper, man;
+	bool foreground, debug, help, version, probe_kvm, notify_helper, man, markdown;
 	char *state_dir, *runtime_dir, *mountpoint; /* absolute; the mountpoint resolved */
 	char *fuse;				    /* for fuse(8) */
 	uint32_t first_id, last_id;

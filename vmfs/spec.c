@@ -15,8 +15,7 @@
 #define TIB	(1ull << 40)
 #define HOUR_MS 3600000
 
-static const char *const backend_names[] = { "qemu",	    "libvirt", "cloud-hypervisor",
-					     "firecracker", "sim",     NULL };
+static const char *const backend_names[] = { "qemu", "sim", NULL };
 static const char *const accel_names[] = { "auto", "kvm", "tcg", NULL };
 static const char *const machine_names[] = { "q35", "microvm", NULL };
 static const char *const firmware_names[] = { "bios", "uefi", NULL };
@@ -37,11 +36,11 @@ static const Section boot_section = { boot_fields, 0, spec_check_boot };
 
 static const Field disk_fields[] = {
 	{ "image", FIELD_IMAGE, offsetof(SpecDisk, image),
-	  .doc = "base of a private copy-on-write overlay: a path, or a name in .vmfs/images" },
+	  .doc = "base of a private copy-on-write overlay, a path; it is never written" },
 	{ "file", FIELD_PATH, offsetof(SpecDisk, file), .is_written = true,
 	  .doc = "the disk itself, a path; either this or image" },
 	{ "format", FIELD_WORD, offsetof(SpecDisk, format), .choices = format_names,
-	  .doc = "format of that file or image; absent: found out" },
+	  .doc = "format of it; absent: by the suffix .qcow2 of a file, by the contents of an image" },
 	{ "size", FIELD_SIZE, offsetof(SpecDisk, size), .min = MIB, .max = 1024 * TIB, .step = 512,
 	  .doc = "size of the overlay; absent: that of the image" },
 	{ "readonly", FIELD_BOOL, offsetof(SpecDisk, readonly), .preset = "false",
@@ -445,7 +444,7 @@ static char *type_name(const Field *f)
 	case FIELD_PATH:
 		return g_strdup("PATH");
 	case FIELD_IMAGE:
-		return g_strdup("PATH|NAME");
+		return g_strdup("PATH");
 	case FIELD_TEXT:
 		return g_strdup("TEXT");
 	case FIELD_MAC:
@@ -468,7 +467,7 @@ static void help_section(GString *out, const char *prefix, const Section *s)
 		g_autofree char *key = g_strconcat(prefix, f->name, NULL);
 		g_autofree char *type = type_name(f), *inner = NULL;
 
-		g_string_append_printf(out, "%s  %s  %s", key, type, f->doc);
+		g_string_append_printf(out, "%-20s %-15s %s", key, type, f->doc);
 		if (f->preset)
 			g_string_append_printf(out, " (default: %s)", f->preset);
 		g_string_append_c(out, '\n');
