@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fuse.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@
 #include "vmfs/fs_internal.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
+#include "vmfs/near.h"
 #include "vmfs/notify.h"
 
 #define REQUESTS_A_TURN 64     /* then other descriptors have their turn */
@@ -249,13 +251,30 @@ bool fs_mount(const FsOptions *options, GError **err)
 	return true;
 }
 
+/* As fuse_session_receive_buf(), but not asleep at once when there is nothing. */
+static int receive(bool busy)
+{
+	int n = fuse_session_receive_buf(fs.session, &fs.buf);
+	int64_t patience, end;
+
+	if (n != -EAGAIN || !busy || !(patience = near_patience()))
+		return n;
+	end = g_get_monotonic_time() + patience;
+	do {
+		n = fuse_session_receive_buf(fs.session, &fs.buf);
+	} while (n == -EAGAIN && g_get_monotonic_time() < end);
+	near_waited(n > 0);
+	return n;
+}
+
 static void on_fuse(void *arg, int status, int events)
 {
 	(void)arg;
 	(void)status;
 	(void)events;
 	for (unsigned i = 0; i < REQUESTS_A_TURN; i++) {
-		int n = fuse_session_receive_buf(fs.session, &fs.buf);
+		int n = receive(i > 0);
+		uint32_t pid;
 
 		if (n == -EINTR)
 			continue;
@@ -267,13 +286,16 @@ static void on_fuse(void *arg, int status, int events)
 			fs.options.ended(fs.options.arg);
 			return;
 		}
+		pid = ((const struct fuse_in_header *)fs.buf.mem)->pid;
 		fuse_session_process_buf(fs.session, &fs.buf);
 		answer_interrupted();
+		near_answered(pid);
 	}
 }
 
 void fs_serve(void)
 {
+	near_init();
 	fs.watch = watch_start(fuse_session_fd(fs.session), UV_READABLE, on_fuse, NULL);
 }
 

@@ -27,6 +27,7 @@
 
 #include "vmfs/err.h"
 #include "vmfs/loop.h"
+#include "vmfs/near.h"
 
 #define EXEC_TIMEOUT_MS 2000
 #define CHILD_STACK	(64u << 10)
@@ -308,6 +309,7 @@ Proc *proc_spawn(const ProcSpec *spec, ProcExitFn fn, void *arg, GError **err)
 	pid_t pid = -1;
 	const int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 
+	near_leave();
 	g_assert(spec->n_fds + 3 <= G_N_ELEMENTS(src));
 	if (null_fd < 0) {
 		err_set(err, errno, "cannot open /dev/null: %s", g_strerror(errno));
