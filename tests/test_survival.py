@@ -342,3 +342,16 @@ def test_qemu_half_done_start(fs, qemu, seed):
     vm.do("kill")
     assert not alive(pid)
     # Fixture: no VMM is left over.
+
+
+@pytest.mark.parametrize("meta", [None, b""])
+def test_unfinished_mkdir_is_undone(fs, meta):
+    """What a mkdir left that was cut off; the number is not given out again."""
+    fs.vm("web1", "backend: sim\n")
+    fs.stop()
+    left = fs.state / "vms/90000"
+    (left / "data").mkdir(parents=True)
+    if meta is not None:
+        (left / "meta").write_bytes(meta)
+    fs.restart()
+    assert fs.names() == ["web1"] and not left.exists()

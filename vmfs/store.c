@@ -78,12 +78,13 @@ static int sync_parent(const char *path)
 	return err;
 }
 
-static int put_file(const char *path, GBytes *data, bool durable)
+/* Write a file that is not there yet, or is nobody's. */
+static int write_file(const char *path, GBytes *data, bool durable)
 {
-	g_autofree char *tmp = g_strconcat(path, ".tmp", NULL);
 	gsize len;
 	const char *bytes = g_bytes_get_data(data, &len);
-	int fd = openat(store.fd, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+	int fd =
+		openat(store.fd, path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
 	int err;
 
 	if (fd < 0)
@@ -93,13 +94,24 @@ static int put_file(const char *path, GBytes *data, bool durable)
 		err = errno;
 	if (close(fd) && !err)
 		err = errno;
-	if (!err && renameat(store.fd, tmp, store.fd, path))
-		err = errno;
 	if (err)
-		(void)unlinkat(store.fd, tmp, 0);
-	else if (durable)
-		err = sync_parent(path);
+		(void)unlinkat(store.fd, path, 0);
 	return err;
+}
+
+static int put_file(const char *path, GBytes *data, bool durable)
+{
+	g_autofree char *tmp = g_strconcat(path, ".tmp", NULL);
+	int err = write_file(tmp, data, durable);
+
+	if (err)
+		return err;
+	if (renameat(store.fd, tmp, store.fd, path)) {
+		err = errno;
+		(void)unlinkat(store.fd, tmp, 0);
+		return err;
+	}
+	return durable ? sync_parent(path) : 0;
 }
 
 /* Remove what is in the directory fd (which is closed); never follows a link. */
@@ -145,8 +157,6 @@ static int remove_vm(const char *path)
 	fd = openat(store.fd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (fd < 0)
 		return errno == ENOENT ? 0 : errno;
-	if (fsync(fd))
-		log_warning("cannot sync %s/%s: %s", store.dir, path, g_strerror(errno));
 	(void)empty_dir(fd);
 	/* The VM is gone; a file that could not be removed is tried again at the next start. */
 	if (unlinkat(store.fd, path, AT_REMOVEDIR))
@@ -167,9 +177,11 @@ static int make_vm(const Job *j)
 	    (geteuid() == 0 && fchownat(store.fd, data, j->uid, j->gid, AT_SYMLINK_NOFOLLOW)))
 		err = errno;
 	else
-		err = put_file(meta, j->data, true);
-	if (!err)
-		err = sync_parent(j->path);
+		/*
+		 * Not by rename: while it is empty the VM is not there. On Linux's journalling file
+		 * systems a synced file has its name, so that one sync does for all of it.
+		 */
+		err = write_file(meta, j->data, true);
 	if (err)
 		(void)remove_vm(j->path);
 	return err;
@@ -369,6 +381,15 @@ static int compare_serials(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+static bool is_unfinished(const char *meta)
+{
+	struct stat st;
+
+	if (fstatat(store.fd, meta, &st, AT_SYMLINK_NOFOLLOW))
+		return errno == ENOENT;
+	return st.st_size == 0;
+}
+
 GArray *store_list(void)
 {
 	GArray *list = g_array_new(FALSE, FALSE, sizeof(uint32_t));
@@ -386,7 +407,7 @@ GArray *store_list(void)
 			continue;
 		path = vm_path(serial);
 		meta = g_strconcat(path, "/meta", NULL);
-		if (faccessat(store.fd, meta, F_OK, AT_SYMLINK_NOFOLLOW) && errno == ENOENT)
+		if (is_unfinished(meta))
 			(void)remove_vm(path);
 		else
 			g_array_append_val(list, serial);

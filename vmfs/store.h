@@ -7,7 +7,8 @@
  *	<state>/vms/SERIAL/{meta,spec.yaml,spec.yaml.rej,run,error}	the daemon's
  *	<state>/vms/SERIAL/data/					the VM owner's
  *
- * `meta` makes a VM: a directory without it is what an unfinished mkdir or rmdir left.
+ * `meta` makes a VM: a directory where it is missing or empty is what an unfinished mkdir or rmdir
+ * left.
  */
 #pragma once
 
