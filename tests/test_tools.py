@@ -28,10 +28,8 @@ def finite(vm):
 
 
 def checked(done):
-    """The one complaint that is right: who is not root cannot read a write-only file."""
-    for line in done.stderr.splitlines():
-        assert "/sim" in line and os.geteuid() != 0, done.stderr
-    assert done.returncode == 0 or done.stderr
+    """Nothing to complain of."""
+    assert done.returncode == 0 and not done.stderr, done.stderr
     return done.stdout
 
 

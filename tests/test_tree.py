@@ -21,7 +21,7 @@ FILES = {
     "id": "r",
     "cmdline": "r",
     "console.log": "r",
-    "sim": "w",
+    "sim": "rw",
     "console": "link",
     "events": "link",
     "wait": "link",
