@@ -311,3 +311,12 @@ def test_a_reader_that_does_not_read(vm, nonblocking):
     other = vm.follow("console")
     other.expect("the end")
     assert drain(fd).rstrip().endswith(b"the end")
+
+
+def test_wait_tells_its_answer_in_pieces(vm):
+    """A shell's `read` asks for a byte at a time."""
+    assert vm.fs.sh("read -r word < web1/wait/stopped; echo $word").stdout == "stopped\n"
+    fd = os.open(vm / "wait/stopped", os.O_RDONLY)
+    with deadline():
+        assert [os.read(fd, 3) for _ in range(4)] == [b"sto", b"ppe", b"d\n", b""]
+    os.close(fd)

@@ -32,7 +32,7 @@ typedef struct NodeRef {
 struct Reader {
 	uint64_t pos;
 	GString *first; /* told before what the stream holds; or NULL */
-	bool told;	/* its one answer has been given: end of file from now on */
+	bool told;	/* its one answer is in `first`: end of file after that */
 };
 
 typedef struct StreamClass {

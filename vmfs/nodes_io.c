@@ -7,6 +7,16 @@
 #include "vmfs/node.h"
 #include "vmfs/registry.h"
 
+/* What is told before all else, in pieces as small as the reader wants them. */
+static size_t read_first(Reader *reader, char *buf, size_t size)
+{
+	size_t n = MIN(size, reader->first->len);
+
+	memcpy(buf, reader->first->str, n);
+	g_string_erase(reader->first, 0, (gssize)n);
+	return n;
+}
+
 /* ---- console ---- */
 
 static void console_open(const NodeRef *r, Reader *reader)
@@ -84,13 +94,8 @@ static ssize_t events_read(const NodeRef *r, Reader *reader, char *buf, size_t s
 	/* Too slow: what was lost is made up for by the values that hold now. */
 	if (!reader->first->len && reader->pos < stream_start(s))
 		events_first(r, reader);
-	if (reader->first->len) {
-		size_t n = MIN(size, reader->first->len);
-
-		memcpy(buf, reader->first->str, n);
-		g_string_erase(reader->first, 0, (gssize)n);
-		return (ssize_t)n;
-	}
+	if (reader->first->len)
+		return (ssize_t)read_first(reader, buf, size);
 	return read_stream(s, r->vm && r->vm->removed, reader, buf, size);
 }
 
@@ -145,10 +150,9 @@ static void wait_open(const NodeRef *r, Reader *reader)
 static ssize_t wait_read(const NodeRef *r, Reader *reader, char *buf, size_t size)
 {
 	g_autofree char *text = NULL;
-	size_t n;
 
 	if (reader->told)
-		return 0;
+		return (ssize_t)read_first(reader, buf, size);
 	if (r->vm->removed)
 		return -ENOENT;
 	if (!is_true(r))
@@ -156,8 +160,9 @@ static ssize_t wait_read(const NodeRef *r, Reader *reader, char *buf, size_t siz
 	reader->told = true;
 	if (!strcmp(r->node->name, "ip"))
 		text = g_strjoinv("\n", r->vm->ips);
-	n = (size_t)g_snprintf(buf, size, "%s\n", text ? text : r->node->name);
-	return (ssize_t)MIN(n, size);
+	reader->first = g_string_new(text ? text : r->node->name);
+	g_string_append_c(reader->first, '\n');
+	return (ssize_t)read_first(reader, buf, size);
 }
 
 static bool wait_ready(const NodeRef *r, const Reader *reader)
