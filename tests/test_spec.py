@@ -460,3 +460,13 @@ def test_scratch_files_are_small(vm):
     with fails(EFBIG):
         os.truncate(vm / "big", (1 << 20) + 1)
     assert (vm / "big").stat().st_size == 1 << 20
+
+
+def test_refused_document_is_removed_while_open(vm):
+    with fails(EINVAL):
+        vm.write("spec.yaml", "no: such key\n")
+    with open(vm / "spec.yaml.rej", "rb", buffering=0) as f:
+        (vm / "spec.yaml.rej").unlink()
+        assert os.fstat(f.fileno()).st_size == 0
+        assert f.read() == b""
+    # Fixture: the daemon did not complain.

@@ -25,8 +25,12 @@ static bool store_state(const NodeRef *r, const char *data, size_t len, Op **op,
 static void show_rejected(const NodeRef *r, GString *out)
 {
 	gsize len;
-	const char *text = g_bytes_get_data(r->vm->rejected, &len);
+	const char *text;
 
+	/* Removed, but still open somewhere. */
+	if (!r->vm->rejected)
+		return;
+	text = g_bytes_get_data(r->vm->rejected, &len);
 	g_string_append_len(out, text, (gssize)len);
 }
 
