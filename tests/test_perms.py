@@ -202,3 +202,23 @@ def test_ordinary_user_cannot_read_the_state_directory(alice):
         done = as_user(alice.fs, BOB, f"find {path} -type f -exec cat {{}} +", check=False)
         assert "backend: sim" not in done.stdout
     assert "backend: sim" in fs_text(alice.fs.state)  # it is there
+
+
+def data_dir(vm):
+    return vm.fs.state / f"vms/{vm.dir.stat().st_ino >> 32}/data"
+
+
+def test_owner_cannot_hold_up_the_daemon(alice):
+    """Opening a FIFO waits for its other end."""
+    log = data_dir(alice) / "console.log"
+    as_user(alice.fs, ALICE, f"rm -f {log}; mkfifo {log}")
+    alice.do("start")
+    alice.sim("print hello")
+    assert alice.state == "running"
+
+
+def test_sim_prints_into_nobody_elses_file(alice, files):
+    log = data_dir(alice) / "console.log"
+    os.link(files / "secret", log)
+    alice.do("start")
+    assert (files / "secret").read_bytes() == bytes(4096)

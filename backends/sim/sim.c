@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "backends/backend.h"
@@ -60,9 +61,16 @@ static void gone(SimVm *s, VmState truth, const char *reason, int exit_status)
 static void print(SimVm *s, const char *text, size_t len)
 {
 	g_autofree char *path = g_build_filename(vm_data_dir(s->base.vm), "console.log", NULL);
-	int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);
-	ssize_t n = fd < 0 ? -1 : write(fd, text, len);
+	int fd =
+		open(path,
+		     O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC,
+		     0600);
+	struct stat st;
+	ssize_t n = -1;
 
+	/* The directory is its owner's, who may have put a FIFO or a link there. */
+	if (fd >= 0 && !fstat(fd, &st) && S_ISREG(st.st_mode) && st.st_nlink == 1)
+		n = write(fd, text, len);
 	(void)n; /* as on a full disk: the console goes on without its log */
 	if (fd >= 0)
 		close(fd);
