@@ -222,3 +222,15 @@ def test_sim_prints_into_nobody_elses_file(alice, files):
     os.link(files / "secret", log)
     alice.do("start")
     assert (files / "secret").read_bytes() == bytes(4096)
+
+
+def test_terminal_follows_the_owner(alice):
+    """Who gives a VM away can no longer type at it."""
+    as_user(alice.fs, ALICE, "echo start > web1/state")
+    before = os.open(os.readlink(alice / "tty"), os.O_RDWR | os.O_NOCTTY)
+    as_user(alice.fs, ALICE, "echo stop > web1/state")
+    os.chown(alice.dir, BOB, BOB)
+    as_user(alice.fs, BOB, "echo start > web1/state")
+    assert os.stat(os.readlink(alice / "tty")).st_uid == BOB
+    assert os.read(before, 100) == b""  # hung up
+    os.close(before)

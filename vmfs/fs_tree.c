@@ -18,6 +18,7 @@
 #include "vmfs/registry.h"
 #include "vmfs/scratch.h"
 #include "vmfs/store.h"
+#include "vmfs/tty.h"
 
 #define SPEC_AWAY_MS 1000
 
@@ -138,6 +139,8 @@ static int set_vm_attr(Vm *vm, const struct stat *attr, int valid)
 	if (uid != vm->uid || gid != vm->gid) {
 		vm->uid = uid;
 		vm->gid = gid;
+		/* The terminal was the former owner's, who may have it open. */
+		tty_close(vm);
 		if (geteuid() == 0)
 			store_chown_vm(vm->serial, uid, gid, log_chown, vm_ref(vm));
 	}
