@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may do what: ordinary Unix permissions are the whole access control."""
 import os
+import pwd
+import re
 import shutil
 from pathlib import Path
 
@@ -234,3 +236,23 @@ def test_terminal_follows_the_owner(alice):
     assert os.stat(os.readlink(alice / "tty")).st_uid == BOB
     assert os.read(before, 100) == b""  # hung up
     os.close(before)
+
+
+@pytest.mark.qemu
+def test_group_of_a_directory_lends_no_rights(fs, guest, files):
+    """A set-group-ID root gives the machine a group, and not its VMM the membership."""
+    nobody = pwd.getpwnam("nobody")
+    shutil.copyfile(guest.kernel, files / "kernel")
+    (files / "kernel").chmod(0o644)
+    os.chown(fs.mnt, 0, TEAM)
+    os.chmod(fs.mnt, 0o2777)
+    fs.sh("setpriv --reuid=nobody --regid=nogroup --clear-groups mkdir web1")
+    vm = fs.vm("web1", f"backend: qemu\naccel: tcg\nboot: {{kernel: {files}/kernel}}\n")
+    assert vm.dir.stat().st_gid == TEAM
+    vm.do("start")
+    status = Path(f"/proc/{vm.pid}/status").read_text()
+    ids = dict(re.findall(r"^(Uid|Gid|Groups):\s*(.*)$", status, re.M))
+    assert set(ids["Uid"].split()) == {str(nobody.pw_uid)}
+    assert set(ids["Gid"].split()) == {str(nobody.pw_gid)}
+    assert str(TEAM) not in ids["Groups"].split()
+    vm.do("kill")

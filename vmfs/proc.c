@@ -542,6 +542,8 @@ void proc_user_lookup(ProcUser *user, uid_t uid, gid_t gid)
 		return;
 	if (getpwuid_r(uid, &pw, buf, 64 << 10, &found) != 0 || !found)
 		return;
+	/* Not that of the VM: a directory's set-group-ID bit or chgrp(1) is no membership. */
+	user->gid = gid = found->pw_gid;
 	user->groups = g_new(gid_t, n);
 	/* It stores the number needed, which can have grown by the next call. */
 	while (getgrouplist(found->pw_name, gid, user->groups, &n) < 0 && n <= MAX_GROUPS)

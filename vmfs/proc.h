@@ -67,8 +67,8 @@ ProcRun *proc_run(char *const *argv, const ProcUser *user, uint64_t timeout_ms, 
 void proc_run_cancel(ProcRun *r);
 
 /*
- * Fill in the supplementary groups of uid and set `change` when uid is not the daemon's own.
- * Blocks on the name service: pool only.
+ * Fill in the groups of uid (gid only when it has no account) and set `change` when uid is not the
+ * daemon's own. Blocks on the name service: pool only.
  */
 void proc_user_lookup(ProcUser *user, uid_t uid, gid_t gid);
 void proc_user_clear(ProcUser *user);
