@@ -4,9 +4,12 @@ import os
 import pwd
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
+
+from lib.util import alive
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be others")
 
@@ -256,3 +259,27 @@ def test_group_of_a_directory_lends_no_rights(fs, guest, files):
     assert set(ids["Gid"].split()) == {str(nobody.pw_gid)}
     assert str(TEAM) not in ids["Groups"].split()
     vm.do("kill")
+
+
+@pytest.mark.qemu
+def test_owner_cannot_send_the_daemon_to_another_socket(alice, guest, files):
+    """A link in the owner's directory leads root nowhere that the owner could not go."""
+    fs = alice.fs
+    shutil.copyfile(guest.kernel, files / "kernel")
+    (files / "kernel").chmod(0o644)
+    alice.write("spec.yaml", f"backend: qemu\naccel: tcg\nboot: {{kernel: {files}/kernel}}\n")
+    alice.do("start")
+    pid, run = alice.pid, fs.run / str(alice.dir.stat().st_ino >> 32)
+    fs.kill9()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(files / "private"))
+        (files / "private").chmod(0o600)
+        server.listen()
+        server.setblocking(False)
+        as_user(fs, ALICE, f"rm {run}/qmp; ln -s {files}/private {run}/qmp", cwd="/")
+        fs.restart()
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert alice.state == "unknown"
+    alice.do("kill")
+    assert not alive(pid)

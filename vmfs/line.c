@@ -7,8 +7,10 @@
 #include "vmfs/line.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -23,7 +25,7 @@
 struct Line {
 	const LineOps *ops;
 	void *arg;
-	struct sockaddr_un addr;
+	char *path;
 	size_t max_line;
 	int fd; /* owned by watch */
 	Watch *watch;
@@ -42,6 +44,7 @@ static void destroy(Line *l)
 	g_byte_array_unref(l->in);
 	g_byte_array_unref(l->out);
 	g_clear_error(&l->failure);
+	g_free(l->path);
 	g_free(l);
 }
 
@@ -208,6 +211,42 @@ static void fail_later(Line *l, int code)
 	l->timer = timer_start(0, report_failure, l);
 }
 
+/*
+ * The directory may belong to somebody who has less rights than we have: a link put there, or to
+ * there, must not lead us to a socket that its owner could not connect to.
+ */
+static int find_socket(const char *path)
+{
+	g_autofree char *dir = g_path_get_dirname(path);
+	const int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	struct stat st, owner;
+
+	if (fd < 0)
+		return -1;
+	if (!fstat(fd, &st) && !stat(dir, &owner) && S_ISSOCK(st.st_mode) &&
+	    st.st_uid == owner.st_uid)
+		return fd;
+	close(fd);
+	errno = EACCES;
+	return -1;
+}
+
+/* 0 or an errno. */
+static int connect_at(int fd, const char *path)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	const int at = find_socket(path);
+	int code = 0;
+
+	if (at < 0)
+		return errno;
+	g_snprintf(addr.sun_path, sizeof(addr.sun_path), "/proc/self/fd/%d", at);
+	if (connect(fd, (const struct sockaddr *)&addr, sizeof(addr)))
+		code = errno;
+	close(at);
+	return code;
+}
+
 static void try_connect(void *arg)
 {
 	Line *l = arg;
@@ -218,7 +257,8 @@ static void try_connect(void *arg)
 		fail_later(l, errno);
 		return;
 	}
-	if (connect(fd, (const struct sockaddr *)&l->addr, sizeof(l->addr)) == 0) {
+	const int code = connect_at(fd, l->path);
+	if (!code) {
 		l->fd = fd;
 		l->watch = watch_start(fd, UV_READABLE, ready, l);
 		enter(l);
@@ -226,7 +266,6 @@ static void try_connect(void *arg)
 		leave(l);
 		return;
 	}
-	const int code = errno;
 	close(fd);
 	/* A full backlog is the one thing that passes, and there is no event for it. */
 	if (code == EAGAIN && l->tries < CONNECT_TRIES)
@@ -245,12 +284,7 @@ Line *line_connect(const char *path, size_t max_line, const LineOps *ops, void *
 	l->fd = -1;
 	l->in = g_byte_array_new();
 	l->out = g_byte_array_new();
-	l->addr.sun_family = AF_UNIX;
-	if (strlen(path) >= sizeof(l->addr.sun_path)) {
-		fail_later(l, ENAMETOOLONG);
-		return l;
-	}
-	strcpy(l->addr.sun_path, path);
+	l->path = g_strdup(path);
 	try_connect(l);
 	return l;
 }

@@ -24,7 +24,8 @@ typedef struct LineOps {
 } LineOps;
 
 /*
- * Connect to the socket at path; failures come through closed(), never from within this call.
+ * Connect to the socket at path, which must belong to the owner of its directory; failures come
+ * through closed(), never from within this call.
  * max_line in bytes, 0 for a raw stream.
  */
 Line *line_connect(const char *path, size_t max_line, const LineOps *ops, void *arg);
