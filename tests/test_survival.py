@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nothing is lost: kill -9 and restart of the daemon, VMs that live or die without it."""
+import json
 import os
 import random
 import signal
+import socket
 import threading
 import time
+from contextlib import suppress
 from errno import EINVAL, ENOTCONN
 
 import pytest
@@ -355,3 +358,59 @@ def test_unfinished_mkdir_is_undone(fs, meta):
         (left / "meta").write_bytes(meta)
     fs.restart()
     assert fs.names() == ["web1"] and not left.exists()
+
+
+class MuteMonitor(threading.Thread):
+    """What connects to it is greeted, and hears nothing of what it asks, but perhaps a flood."""
+
+    def __init__(self, path, flood=False):
+        super().__init__(daemon=True)
+        self.flood, self.broken = flood, threading.Event()
+        self.server, self.asked = socket.socket(socket.AF_UNIX), threading.Event()
+        self.server.bind(str(path))
+        self.server.listen()
+
+    def run(self):
+        with suppress(OSError):
+            peer, _ = self.server.accept()
+            with peer, peer.makefile("rw") as lines:
+                lines.write('{"QMP": {"version": {}, "capabilities": []}}\n')
+                lines.flush()
+                for line in lines:
+                    if "qmp_capabilities" in line:
+                        lines.write(json.dumps({"return": {}, "id": json.loads(line)["id"]}) + "\n")
+                        lines.flush()
+                    elif "query-status" in line:
+                        self.asked.set()
+                        while self.flood:
+                            self.say(peer)
+
+    def say(self, peer):
+        try:
+            peer.sendall(b'{"event": "STOP"}\n{"event": "RESUME"}\n' * 1000)
+        except OSError:
+            self.broken.set()
+            raise
+
+    def close(self):
+        with suppress(OSError):
+            self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+        self.join()
+
+
+@pytest.mark.qemu
+def test_kill_while_the_vm_is_looked_for(fs, qemu):
+    """A daemon that still waits for the monitor to tell the state does what it is told."""
+    vm = qemu.vm()
+    vm.do("start")
+    pid, path = vm.pid, fs.run / str(vm.dir.stat().st_ino >> 32) / "qmp"
+    fs.kill9()
+    path.unlink()
+    monitor = MuteMonitor(path)
+    monitor.start()
+    fs.restart()
+    assert monitor.asked.is_set() and "operation adopt" in vm.read("status")
+    vm.do("kill")
+    assert vm.state == "stopped" and not alive(pid)
+    monitor.close()

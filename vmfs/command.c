@@ -23,8 +23,6 @@ typedef struct Command {
 	uint64_t seconds_ms;
 } Command;
 
-static void run_next(Vm *vm);
-
 static char *verb_names(void)
 {
 	GString *s = g_string_new(NULL);
@@ -202,7 +200,7 @@ static void op_ended(Op *op)
 	vm_changed(vm, EV_OPERATION);
 	vm_save_run(vm);
 	op_unref(op);
-	run_next(vm);
+	vm_run_next(vm);
 	vm_unref(vm);
 }
 
@@ -216,7 +214,7 @@ static void begin(Vm *vm, Op *op)
 	op_start(op, run_op, vm->bv, op_ended);
 }
 
-static void run_next(Vm *vm)
+void vm_run_next(Vm *vm)
 {
 	Op *op = vm->next_op;
 

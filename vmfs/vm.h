@@ -163,6 +163,8 @@ void vm_adopt(Vm *vm);
  * in `error` already). Else *op (a reference) is what to wait for, or NULL: nothing left to do.
  */
 bool vm_command(Vm *vm, const char *text, size_t len, Op **op, GError **err);
+/* An op of the VM has ended: begin the one that cancelled it, if any. */
+void vm_run_next(Vm *vm);
 
 static inline int64_t vm_now(void)
 {

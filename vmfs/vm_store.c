@@ -242,6 +242,7 @@ static void adopt_ended(Op *op)
 	g_clear_pointer(&vm->run, g_key_file_unref);
 	vm_save_run(vm);
 	op_unref(op);
+	vm_run_next(vm);
 	vm_unref(vm);
 }
 
