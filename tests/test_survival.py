@@ -414,3 +414,21 @@ def test_kill_while_the_vm_is_looked_for(fs, qemu):
     vm.do("kill")
     assert vm.state == "stopped" and not alive(pid)
     monitor.close()
+
+
+@pytest.mark.qemu
+def test_what_is_stored_may_be_of_the_run_before(fs, qemu):
+    """As on a disk that was full: the process that is named is gone, another one runs."""
+    vm = qemu.vm()
+    run = fs.state / f"vms/{vm.dir.stat().st_ino >> 32}/run"
+    vm.do("start")
+    old = run.read_bytes()
+    vm.do("kill")
+    vm.do("start")
+    pid = vm.pid
+    fs.kill9()
+    run.write_bytes(old)
+    fs.restart()
+    assert vm.state == "running" and vm.pid == pid
+    vm.do("kill")
+    assert not alive(pid)

@@ -127,8 +127,7 @@ static void usernet_answered(void *arg, const json_t *result, const GError *err)
 		qemu_report_ports(q, json_string_value(result));
 }
 
-/* A process of which only the owner's pid file tells. */
-static void find_process(QemuVm *q)
+void qemu_find_process(QemuVm *q)
 {
 	Vm *vm = qemu_vm(q);
 	g_autofree char *path = g_build_filename(vm_run_dir(vm), QEMU_PID_FILE, NULL);
@@ -164,7 +163,7 @@ static void resync_ready(QemuVm *q)
 	q->ready = NULL;
 	timer_stop(&q->silence_timer);
 	if (!q->proc)
-		find_process(q);
+		qemu_find_process(q);
 	if (!q->proc) {
 		/* Somebody answers at the owner's socket whom we could never end. */
 		unknown(q);
@@ -177,6 +176,27 @@ static void resync_ready(QemuVm *q)
 	qmp_execute(q->qmp, "query-status", NULL, status_answered, q);
 }
 
+static void gone(QemuVm *q)
+{
+	switch (vm_state(qemu_vm(q))) {
+	case VM_STARTING:
+		qemu_gone(q, VM_STOPPED, "start-interrupted", -1);
+		break;
+	case VM_STOPPING:
+		qemu_gone(q, VM_STOPPED, "stopped", -1);
+		break;
+	case VM_STOPPED:
+	case VM_RUNNING:
+	case VM_PAUSED:
+	case VM_ASLEEP:
+	case VM_CRASHED:
+	case VM_UNKNOWN:
+	case VM_STATE_MAX:
+		qemu_gone(q, VM_CRASHED, "gone", -1);
+		break;
+	}
+}
+
 static void resync_lost(QemuVm *q, const GError *err)
 {
 	q->lost = NULL;
@@ -187,10 +207,7 @@ static void resync_lost(QemuVm *q, const GError *err)
 		return;
 	}
 	/* Nobody holds the sockets, so nothing was started, or it has gone since. */
-	if (vm_state(qemu_vm(q)) == VM_STARTING)
-		qemu_gone(q, VM_STOPPED, "start-interrupted", -1);
-	else
-		qemu_gone(q, VM_CRASHED, "gone", -1);
+	gone(q);
 }
 
 /* The connection stays: should it answer after all, we shall know. */
@@ -200,7 +217,7 @@ static void no_answer(void *arg)
 
 	q->silence_timer = NULL;
 	if (!q->proc)
-		find_process(q);
+		qemu_find_process(q);
 	unknown(q);
 }
 
@@ -223,27 +240,6 @@ static void cancel_adopt(Op *op, void *ctx)
 	q->op = NULL;
 }
 
-static void adopt_gone(QemuVm *q)
-{
-	switch (vm_state(qemu_vm(q))) {
-	case VM_STARTING:
-		qemu_gone(q, VM_STOPPED, "start-interrupted", -1);
-		break;
-	case VM_STOPPING:
-		qemu_gone(q, VM_STOPPED, "stopped", -1);
-		break;
-	case VM_STOPPED:
-	case VM_RUNNING:
-	case VM_PAUSED:
-	case VM_ASLEEP:
-	case VM_CRASHED:
-	case VM_UNKNOWN:
-	case VM_STATE_MAX:
-		qemu_gone(q, VM_CRASHED, "gone", -1);
-		break;
-	}
-}
-
 void qemu_adopt(BackendVm *bv, Op *op)
 {
 	QemuVm *q = qemu_of(bv);
@@ -261,11 +257,11 @@ void qemu_adopt(BackendVm *bv, Op *op)
 	if (pid > 0) {
 		q->start_time = g_key_file_get_uint64(run, GROUP, "start_time", NULL);
 		q->proc = proc_adopt(pid, q->start_time, qemu_exited, q, NULL);
-		if (!q->proc) {
-			adopt_gone(q);
-			return;
-		}
-		backend_pid(bv, pid);
+		/* Else what is stored may be of a run before: a full disk keeps what it has. */
+		if (q->proc)
+			backend_pid(bv, pid);
+		else
+			q->start_time = 0;
 	}
 	if (accel)
 		q->accel = g_intern_string(accel);

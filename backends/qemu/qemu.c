@@ -207,6 +207,8 @@ static void qemu_kill(BackendVm *bv, Op *op)
 	QemuVm *q = qemu_of(bv);
 
 	begin_op(q, op);
+	if (!q->proc)
+		qemu_find_process(q);
 	if (!q->proc) {
 		qemu_gone(q, VM_STOPPED, "killed", -1);
 		return;

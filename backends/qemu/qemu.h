@@ -159,6 +159,8 @@ void qemu_save(const BackendVm *bv, GKeyFile *run);
 void qemu_adopt(BackendVm *bv, Op *op);
 /* Connect (again) to a VMM of which we do not know the state, and find it out. */
 void qemu_resync(QemuVm *q);
+/* Find a process of which only the owner's pid file tells. */
+void qemu_find_process(QemuVm *q);
 
 /* ip.c */
 void qemu_ip_start(QemuVm *q);
