@@ -432,3 +432,20 @@ def test_what_is_stored_may_be_of_the_run_before(fs, qemu):
     assert vm.state == "running" and vm.pid == pid
     vm.do("kill")
     assert not alive(pid)
+
+
+@pytest.mark.qemu
+def test_flood_from_a_monitor(fs, qemu):
+    """Who owns a VM may put anything at its sockets; the daemon has others to listen to as well."""
+    vm = qemu.vm()
+    vm.do("start")
+    pid, path = vm.pid, fs.run / str(vm.dir.stat().st_ino >> 32) / "qmp"
+    fs.kill9()
+    path.unlink()
+    monitor = MuteMonitor(path, flood=True)
+    monitor.start()
+    fs.restart()
+    assert monitor.broken.wait(10)
+    monitor.close()
+    vm.do("kill")
+    assert vm.state == "stopped" and not alive(pid)

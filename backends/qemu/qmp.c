@@ -32,6 +32,8 @@ struct Qmp {
 	GQueue slots; /* of QmpSlot, oldest first */
 	bool greeted, over, freed;
 	unsigned busy; /* callbacks under way */
+	gint64 second; /* the one in which `heard` messages came */
+	unsigned heard;
 };
 
 static const struct {
@@ -234,6 +236,17 @@ static void take_message(Qmp *q, const json_t *msg)
 	}
 }
 
+/* QEMU says little. A peer that floods us would keep the others waiting. */
+static bool is_flood(Qmp *q)
+{
+	const gint64 second = g_get_monotonic_time() / G_USEC_PER_SEC;
+
+	if (q->second != second)
+		q->heard = 0;
+	q->second = second;
+	return ++q->heard > QMP_MAX_HEARD;
+}
+
 void qmp_feed(Qmp *q, char *line, size_t len)
 {
 	json_error_t where;
@@ -241,6 +254,12 @@ void qmp_feed(Qmp *q, char *line, size_t len)
 	if (q->over || !len)
 		return;
 	q->busy++;
+	if (is_flood(q)) {
+		finish(q, err_new(EPROTO, "the monitor says more than %d things a second",
+				  QMP_MAX_HEARD));
+		leave(q);
+		return;
+	}
 	json_t *msg = json_loadb(line, len, 0, &where);
 	if (json_is_object(msg))
 		take_message(q, msg);

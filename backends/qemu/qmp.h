@@ -14,6 +14,7 @@
 
 #define QMP_MAX_LINE   (1u << 20)
 #define QMP_TIMEOUT_MS 10000
+#define QMP_MAX_HEARD  500 /* messages a second */
 
 typedef struct Qmp Qmp;
 typedef struct QmpSlot QmpSlot;
