@@ -7,12 +7,15 @@ import os
 import re
 import select
 import shutil
+import signal
 import socket
 import subprocess
-from errno import EADDRINUSE, ENOENT, ETIMEDOUT
+from errno import EADDRINUSE, EBUSY, ENOENT, ETIMEDOUT
+from pathlib import Path
 
 import pytest
 
+from lib.daemon import Vmfs
 from lib.util import alive, deadline, fails, processes, until
 
 pytestmark = pytest.mark.qemu
@@ -387,3 +390,34 @@ def test_pid_is_gone_after_stop(qemu):
     assert alive(pid)
     vm.do("kill")
     assert not alive(pid)
+
+
+def test_vmm_that_cannot_be_killed(fake, guest):
+    """One that waits in the kernel for storage that does not answer: no second one beside it."""
+    (fake.base / "other").mkdir()
+    storage = Vmfs(fake.base / "other").start()
+    try:
+        slow = storage.vm("slow", "backend: sim\n") / ".io/wait/ip"
+        real = (fake.base / "bin/qemu-system-x86_64").read_text().splitlines()[1]
+        fake.start("-o", "verb_timeout=1")
+        vm = plain_vm(fake, guest)
+        fake.fake(f"exec cat {slow}")
+        vm.write("state", "start\n", os.O_NONBLOCK)
+        call = Path(f"/proc/{until(lambda: processes(str(slow)), 'the VMM runs').pop()}/syscall")
+        until(lambda: call.read_text().startswith("0 "), "it reads")
+        storage.host("version")  # so the read before this one is being answered, and is waited for
+        storage.proc.send_signal(signal.SIGSTOP)
+        until(lambda: "operation" not in vm.status, "given up")
+        with fails(EBUSY):
+            vm.do("start")
+        assert vm.error("EBUSY", "has not ended")
+        assert len(processes(str(slow))) == 1
+        storage.proc.send_signal(signal.SIGCONT)
+        until(lambda: not processes(str(slow)), "the VMM is gone")
+        until(lambda: vm.read("pid") == "", "and known to be")
+        fake.fake(real)
+        vm.do("start")
+        vm.do("kill")
+    finally:
+        storage.proc.send_signal(signal.SIGCONT)
+        fake.problems += storage.close()

@@ -27,6 +27,7 @@ struct Op {
 	uint64_t seconds_ms;
 	Phase phase;
 	bool accepted;
+	bool abandoned; /* done without its undo, which holds a reference */
 	int percent;
 	GError *error;
 	Timer *deadline;
@@ -114,6 +115,7 @@ static void undo_expired(void *arg)
 	op->deadline = NULL;
 	/* The step may still call op_next() some day: the op stays allocated for it. */
 	op_ref(op);
+	op->abandoned = true;
 	finish(op);
 }
 
@@ -197,6 +199,9 @@ void op_next(Op *op)
 			finish(op);
 		else
 			op->steps[op->step].run(op, op->ctx);
+	} else if (op->abandoned) {
+		op->abandoned = false;
+		loop_defer(unref_later, op);
 	}
 }
 

@@ -503,8 +503,16 @@ void qemu_start_abandon(QemuVm *q)
 
 void qemu_start(BackendVm *bv, Op *op)
 {
-	Start *s = g_new0(Start, 1);
+	Start *s;
 
+	if (qemu_of(bv)->proc) {
+		op_fail(op, err_new(EBUSY,
+				    "the QEMU of a start before, process %d, was killed and "
+				    "has not ended: storage that it uses does not answer",
+				    (int)proc_pid(qemu_of(bv)->proc)));
+		return;
+	}
+	s = g_new0(Start, 1);
 	s->q = qemu_of(bv);
 	s->op = op;
 	for (int i = 0; i < N_SOCKETS; i++)
