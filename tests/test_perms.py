@@ -3,6 +3,7 @@
 import os
 import pwd
 import re
+import resource
 import shutil
 import socket
 from pathlib import Path
@@ -283,3 +284,18 @@ def test_owner_cannot_send_the_daemon_to_another_socket(alice, guest, files):
     assert alice.state == "unknown"
     alice.do("kill")
     assert not alive(pid)
+
+
+def test_data_of_any_depth_is_removed(alice):
+    """More directories in one another than the daemon can have open at once."""
+    data = data_dir(alice)
+    resource.prlimit(alice.fs.proc.pid, resource.RLIMIT_NOFILE, (300, 300))
+    fd = os.open(data, os.O_RDONLY)
+    for _ in range(600):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    as_user(alice.fs, ALICE, "rmdir web1")
+    assert not data.parent.exists()

@@ -22,6 +22,8 @@
 #include "vmfs/loop.h"
 
 #define FORMAT	     "1\n"
+#define MAX_DEPTH    64 /* of directories to be removed that are open at once */
+#define MAX_TURNS    10000
 #define SERIAL_BATCH 256 /* serials reserved at once, so that making a VM writes no counter */
 
 typedef enum JobKind { PUT, REMOVE, MAKE_VM, REMOVE_VM, CHOWN_VM, BARRIER, QUIT } JobKind;
@@ -114,36 +116,52 @@ static int put_file(const char *path, GBytes *data, bool durable)
 	return durable ? sync_parent(path) : 0;
 }
 
-/* Remove what is in the directory fd (which is closed); never follows a link. */
-static int empty_dir(int fd)
+static int open_dir(int at, const char *name)
+{
+	return openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+}
+
+/* Move an entry of a directory to the top, under a name that nobody can have taken before. */
+static bool move_up(int from, const char *name, int top)
+{
+	char fresh[32];
+
+	g_snprintf(fresh, sizeof fresh, "deep-%08x%08x", g_random_int(), g_random_int());
+	return !renameat(from, name, top, fresh);
+}
+
+/*
+ * Remove what is in the directory fd (which is closed); never follows a link. Data directories are
+ * as deep as their owners like: what is deeper than we go is moved to the top. Returns whether
+ * something was.
+ */
+static bool empty_dir(int fd, int top, unsigned depth)
 {
 	DIR *d = fdopendir(fd);
 	struct dirent *e;
-	int err = 0;
+	bool moved = false;
 
 	if (!d) {
-		err = errno;
 		close(fd);
-		return err;
+		return false;
 	}
 	while ((e = readdir(d))) {
 		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
 			continue;
 		if (!unlinkat(dirfd(d), e->d_name, 0))
 			continue;
-		if (errno == EISDIR) {
-			int sub = openat(dirfd(d), e->d_name,
-					 O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		if (errno == EISDIR && depth == MAX_DEPTH) {
+			moved |= move_up(dirfd(d), e->d_name, top);
+		} else if (errno == EISDIR) {
+			int sub = open_dir(dirfd(d), e->d_name);
 
 			if (sub >= 0)
-				(void)empty_dir(sub);
-			if (!unlinkat(dirfd(d), e->d_name, AT_REMOVEDIR))
-				continue;
+				moved |= empty_dir(sub, top, depth + 1);
+			(void)unlinkat(dirfd(d), e->d_name, AT_REMOVEDIR);
 		}
-		err = errno;
 	}
 	closedir(d);
-	return err;
+	return moved;
 }
 
 static int remove_vm(const char *path)
@@ -157,7 +175,14 @@ static int remove_vm(const char *path)
 	fd = openat(store.fd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (fd < 0)
 		return errno == ENOENT ? 0 : errno;
-	(void)empty_dir(fd);
+	/* An owner who goes on making directories is not followed for ever. */
+	for (unsigned turn = 0; turn < MAX_TURNS; turn++) {
+		int top = open_dir(fd, ".");
+
+		if (top < 0 || !empty_dir(top, fd, 0))
+			break;
+	}
+	close(fd);
 	/* The VM is gone; a file that could not be removed is tried again at the next start. */
 	if (unlinkat(store.fd, path, AT_REMOVEDIR))
 		log_warning("cannot remove %s/%s: %s", store.dir, path, g_strerror(errno));
