@@ -68,6 +68,13 @@ static void begin(void *arg)
 	backends_probe(adopt);
 }
 
+/* The kernel first: whoever is told of a change must not read what was before it. */
+static void changed(Vm *vm, unsigned changes)
+{
+	fs_changed(vm, changes);
+	notify_change(vm, changes);
+}
+
 static bool prepare(GError **err)
 {
 	const Options *o = &app.options;
@@ -76,16 +83,13 @@ static bool prepare(GError **err)
 	char *mountpoint;
 
 	/* Its lock tells of a living daemon before its mount is looked at. */
-	if (!store_open(o->state_dir, err))
+	if (!store_open(o->state_dir, o->runtime_dir, err))
 		return false;
 	mountpoint = daemon_mountpoint(o->mountpoint, err);
 	if (!mountpoint)
 		return false;
 	g_free(app.options.mountpoint);
 	app.options.mountpoint = mountpoint;
-	if (g_mkdir_with_parents(o->runtime_dir, 0711))
-		return err_set(err, errno, "cannot make the runtime directory %s: %s",
-			       o->runtime_dir, g_strerror(errno));
 	vm_config.runtime_dir = o->runtime_dir;
 	op_limit_deadlines((uint64_t)o->verb_timeout_s * 1000);
 	document_set_mountpoint(mountpoint);
@@ -96,7 +100,7 @@ static bool prepare(GError **err)
 	if (!fs_mount(&fs, err))
 		return false;
 	notify_start(mountpoint);
-	vm_all.changed = notify_change;
+	vm_all.changed = changed;
 	return true;
 }
 

@@ -369,6 +369,7 @@ int registry_remove(Vm *vm, RegistryDone fn, void *arg)
 	c = change_new(vm, fn, arg);
 	events_emit_word(vm, "removed", vm->name);
 	forget(vm);
+	store_remove_run(vm->serial);
 	store_remove_vm(vm->serial, removed, c);
 	return 0;
 }

@@ -42,7 +42,8 @@ typedef struct Job {
 
 static struct {
 	char *dir;
-	int fd, lock_fd; /* fd: the state directory */
+	int fd, lock_fd;	 /* fd: the state directory */
+	int run_fd, run_lock_fd; /* the runtime directory */
 	GThread *thread;
 	GAsyncQueue *todo, *done;
 	uv_async_t async;
@@ -67,10 +68,10 @@ static int write_all(int fd, const char *data, size_t len)
 	return 0;
 }
 
-static int sync_parent(const char *path)
+static int sync_parent(int dir_fd, const char *path)
 {
 	g_autofree char *dir = g_path_get_dirname(path);
-	int fd = openat(store.fd, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = 0;
+	int fd = openat(dir_fd, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), err = 0;
 
 	if (fd < 0)
 		return errno;
@@ -81,12 +82,11 @@ static int sync_parent(const char *path)
 }
 
 /* Write a file that is not there yet, or is nobody's. */
-static int write_file(const char *path, GBytes *data, bool durable)
+static int write_file(int dir_fd, const char *path, GBytes *data, bool durable)
 {
 	gsize len;
 	const char *bytes = g_bytes_get_data(data, &len);
-	int fd =
-		openat(store.fd, path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
+	int fd = openat(dir_fd, path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
 	int err;
 
 	if (fd < 0)
@@ -97,23 +97,23 @@ static int write_file(const char *path, GBytes *data, bool durable)
 	if (close(fd) && !err)
 		err = errno;
 	if (err)
-		(void)unlinkat(store.fd, path, 0);
+		(void)unlinkat(dir_fd, path, 0);
 	return err;
 }
 
-static int put_file(const char *path, GBytes *data, bool durable)
+static int put_file(int dir_fd, const char *path, GBytes *data, bool durable)
 {
 	g_autofree char *tmp = g_strconcat(path, ".tmp", NULL);
-	int err = write_file(tmp, data, durable);
+	int err = write_file(dir_fd, tmp, data, durable);
 
 	if (err)
 		return err;
-	if (renameat(store.fd, tmp, store.fd, path)) {
+	if (renameat(dir_fd, tmp, dir_fd, path)) {
 		err = errno;
-		(void)unlinkat(store.fd, tmp, 0);
+		(void)unlinkat(dir_fd, tmp, 0);
 		return err;
 	}
-	return durable ? sync_parent(path) : 0;
+	return durable ? sync_parent(dir_fd, path) : 0;
 }
 
 static int open_dir(int at, const char *name)
@@ -206,7 +206,7 @@ static int make_vm(const Job *j)
 		 * Not by rename: while it is empty the VM is not there. On Linux's journalling file
 		 * systems a synced file has its name, so that one sync does for all of it.
 		 */
-		err = write_file(meta, j->data, true);
+		err = write_file(store.fd, meta, j->data, true);
 	if (err)
 		(void)remove_vm(j->path);
 	return err;
@@ -241,7 +241,7 @@ static int do_job(Job *j)
 {
 	switch (j->kind) {
 	case PUT:
-		return put_file(j->path, j->data, j->durable);
+		return put_file(store.fd, j->path, j->data, j->durable);
 	case REMOVE:
 		return unlinkat(store.fd, j->path, 0) && errno != ENOENT ? errno : 0;
 	case MAKE_VM:
@@ -372,20 +372,20 @@ char *store_path(const char *fmt, ...)
 	return g_build_filename(store.dir, rel, NULL);
 }
 
-GBytes *store_get(const char *path, size_t max)
+static GBytes *get_file(int dir_fd, const char *path, size_t max)
 {
-	int fd = openat(store.fd, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	int fd = openat(dir_fd, path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 	g_autofree char *buf = NULL;
 	struct stat st;
 	ssize_t n;
 
 	if (fd < 0) {
 		if (errno != ENOENT)
-			log_error("cannot read %s/%s: %s", store.dir, path, g_strerror(errno));
+			log_error("cannot read %s: %s", path, g_strerror(errno));
 		return NULL;
 	}
 	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || (uint64_t)st.st_size > max) {
-		log_error("%s/%s is not a file of at most %zu bytes", store.dir, path, max);
+		log_error("%s is not a file of at most %zu bytes", path, max);
 		close(fd);
 		return NULL;
 	}
@@ -393,10 +393,45 @@ GBytes *store_get(const char *path, size_t max)
 	n = read(fd, buf, (size_t)st.st_size);
 	close(fd);
 	if (n != st.st_size) {
-		log_error("cannot read %s/%s", store.dir, path);
+		log_error("cannot read all of %s", path);
 		return NULL;
 	}
 	return g_bytes_new_take(g_steal_pointer(&buf), (size_t)n);
+}
+
+GBytes *store_get(const char *path, size_t max)
+{
+	return get_file(store.fd, path, max);
+}
+
+static char *run_name(uint32_t serial)
+{
+	return g_strdup_printf("%u.run", serial);
+}
+
+void store_put_run(uint32_t serial, GBytes *data)
+{
+	g_autofree char *name = run_name(serial);
+	int err = put_file(store.run_fd, name, data, false);
+
+	if (err)
+		log_error("cannot write %s in the runtime directory: %s", name, g_strerror(err));
+}
+
+GBytes *store_get_run(uint32_t serial, size_t max)
+{
+	g_autofree char *name = run_name(serial);
+
+	return get_file(store.run_fd, name, max);
+}
+
+void store_remove_run(uint32_t serial)
+{
+	g_autofree char *name = run_name(serial);
+
+	if (unlinkat(store.run_fd, name, 0) && errno != ENOENT)
+		log_warning("cannot remove %s from the runtime directory: %s", name,
+			    g_strerror(errno));
 }
 
 static int compare_serials(const void *a, const void *b)
@@ -472,39 +507,51 @@ static bool check_format(GError **err)
 			       store.dir);
 	if (have)
 		return true;
-	e = put_file("format", want, true);
+	e = put_file(store.fd, "format", want, true);
 	return !e || err_set(err, e, "cannot write %s/format: %s", store.dir, g_strerror(e));
 }
 
-static bool open_dirs(const char *dir, GError **err)
+/* Make a directory if need be, open it, and lock it against other daemons. */
+static bool open_locked(const char *dir, const char *what, const char *option, int *fd,
+			int *lock_fd, GError **err)
 {
 	if (g_mkdir_with_parents(dir, 0711))
-		return err_set(err, errno, "cannot make the state directory %s: %s", dir,
+		return err_set(err, errno, "cannot make the %s directory %s: %s", what, dir,
 			       g_strerror(errno));
-	store.dir = realpath(dir, NULL);
-	store.fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (!store.dir || store.fd < 0)
-		return err_set(err, errno, "cannot open the state directory %s: %s", dir,
+	*fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (*fd < 0)
+		return err_set(err, errno, "cannot open the %s directory %s: %s", what, dir,
 			       g_strerror(errno));
-	store.lock_fd = openat(store.fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (store.lock_fd < 0)
-		return err_set(err, errno, "cannot write to the state directory %s: %s", dir,
+	*lock_fd = openat(*fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (*lock_fd < 0)
+		return err_set(err, errno, "cannot write to the %s directory %s: %s", what, dir,
 			       g_strerror(errno));
-	if (flock(store.lock_fd, LOCK_EX | LOCK_NB))
-		return err_set(err, EBUSY,
-			       "another vmfs uses the state directory %s; stop it first, or give "
-			       "another one with --state-dir",
-			       store.dir);
-	if (mkdirat(store.fd, "vms", 0711) && errno != EEXIST)
-		return err_set(err, errno, "cannot make %s/vms: %s", store.dir, g_strerror(errno));
+	if (flock(*lock_fd, LOCK_EX | LOCK_NB))
+		return err_set(
+			err, EBUSY,
+			"another vmfs uses the %s directory %s; stop it first, or give another "
+			"one with %s",
+			what, dir, option);
 	return true;
 }
 
-bool store_open(const char *state_dir, GError **err)
+static bool open_dirs(const char *dir, const char *runtime_dir, GError **err)
+{
+	if (!open_locked(dir, "state", "--state-dir", &store.fd, &store.lock_fd, err) ||
+	    !open_locked(runtime_dir, "runtime", "--runtime-dir", &store.run_fd, &store.run_lock_fd,
+			 err))
+		return false;
+	store.dir = realpath(dir, NULL);
+	if (!store.dir || (mkdirat(store.fd, "vms", 0711) && errno != EEXIST))
+		return err_set(err, errno, "cannot make %s/vms: %s", dir, g_strerror(errno));
+	return true;
+}
+
+bool store_open(const char *state_dir, const char *runtime_dir, GError **err)
 {
 	g_autoptr(GBytes) next = NULL;
 
-	if (!open_dirs(state_dir, err) || !check_format(err))
+	if (!open_dirs(state_dir, runtime_dir, err) || !check_format(err))
 		return false;
 	next = store_get("next", 64);
 	store.next_serial = 1;
@@ -535,5 +582,7 @@ void store_close(void)
 	uv_close((uv_handle_t *)&store.async, NULL);
 	close(store.lock_fd);
 	close(store.fd);
+	close(store.run_lock_fd);
+	close(store.run_fd);
 	free(store.dir);
 }

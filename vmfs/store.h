@@ -4,7 +4,7 @@
  * order they were asked for, so a slow disk delays the answer to whoever asked, and nobody else.
  *
  *	<state>/format, lock, next, root
- *	<state>/vms/SERIAL/{meta,spec.yaml,spec.yaml.rej,run,error}	the daemon's
+ *	<state>/vms/SERIAL/{meta,spec.yaml,spec.yaml.rej,error,started.yaml}	the daemon's
  *	<state>/vms/SERIAL/data/					the VM owner's
  *
  * `meta` makes a VM: a directory where it is missing or empty is what an unfinished mkdir or rmdir
@@ -21,10 +21,10 @@
 typedef void (*StoreDone)(void *arg, int err);
 
 /*
- * Make and lock the state directory and start the thread. EBUSY when another daemon has it,
+ * Make and lock both directories and start the thread. EBUSY when another daemon has it,
  * ENOTSUP when its format is a newer one.
  */
-bool store_open(const char *state_dir, GError **err);
+bool store_open(const char *state_dir, const char *runtime_dir, GError **err);
 /* Finish all writes and stop. */
 void store_close(void);
 const char *store_dir(void);
@@ -45,6 +45,13 @@ void store_chown_vm(uint32_t serial, uid_t uid, gid_t gid, StoreDone fn, void *a
 /* Call fn when all that was asked for so far is done: at once when nothing is. */
 void store_barrier(StoreDone fn, void *arg);
 
+/*
+ * What a restarted daemon must know of a VMM that runs: <run>/SERIAL.run, gone with a reboot as the
+ * VMM is. Written at once by the caller, for the runtime directory is in memory as a rule.
+ */
+void store_put_run(uint32_t serial, GBytes *data);
+void store_remove_run(uint32_t serial);
+
 /* At start only: these block. */
 
 /* The serials of the VMs, ascending, of uint32_t; what is left of unfinished ones is removed. */
@@ -52,6 +59,8 @@ GArray *store_list(void);
 /* A file's bytes; NULL when there is none, or (logged) when it cannot be read. At most `max` bytes.
  */
 GBytes *store_get(const char *path, size_t max);
+
+GBytes *store_get_run(uint32_t serial, size_t max);
 
 /* A serial that was never given out before. */
 uint32_t store_next_serial(void);

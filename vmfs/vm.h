@@ -43,9 +43,10 @@ typedef enum VmChange {
 	EV_OPERATION = 1 << 8,
 	EV_FACTS = 1 << 9,
 	EV_REJECTED = 1 << 10,
-	EV_NAME = 1 << 11, /* made, removed or renamed */
+	EV_NAME = 1 << 11,  /* made, removed or renamed */
+	EV_OWNER = 1 << 12, /* given to another user */
 } VmChange;
-#define EV_COUNT 12
+#define EV_COUNT 13
 
 /* What chmod and chown said of one file; unset fields follow the VM. */
 typedef struct VmAttr {
@@ -83,8 +84,9 @@ struct Vm {
 	bool agent;
 	char *error; /* the line of the `error` file, or NULL */
 
-	BackendVm *bv; /* NULL until a backend is needed */
-	GKeyFile *run; /* what the backend stored before the daemon restarted */
+	BackendVm *bv;	/* NULL until a backend is needed */
+	guint run_hash; /* of what vm_save_run() wrote last */
+	GKeyFile *run;	/* what the backend stored before the daemon restarted */
 	char *data_dir, *run_dir;
 	Op *op, *next_op; /* under way; waiting for op to be cancelled */
 

@@ -121,8 +121,8 @@ bool vm_load_meta(Vm *vm, GBytes *meta)
 void vm_save_run(Vm *vm)
 {
 	g_autoptr(GKeyFile) file = NULL;
-	g_autofree char *path = g_strdup_printf("vms/%u/run", vm->serial);
 	g_autoptr(GBytes) bytes = NULL;
+	guint hash;
 
 	if (vm->removed)
 		return;
@@ -141,8 +141,11 @@ void vm_save_run(Vm *vm)
 			vm->bv->be->cls->save(vm->bv, file);
 	}
 	bytes = key_file_bytes(file);
-	/* A power cut ends the VMM too: what is stored of it need not survive one. */
-	store_put(path, bytes, false, NULL, NULL);
+	hash = g_bytes_hash(bytes);
+	if (hash == vm->run_hash)
+		return;
+	vm->run_hash = hash;
+	store_put_run(vm->serial, bytes);
 }
 
 static GBytes *get_file(const Vm *vm, const char *name)
@@ -166,7 +169,7 @@ static Spec *load_spec(Vm *vm, const char *name, GError **err)
 
 static void load_run(Vm *vm)
 {
-	g_autoptr(GBytes) bytes = get_file(vm, "run");
+	g_autoptr(GBytes) bytes = store_get_run(vm->serial, MAX_FILE);
 	GKeyFile *file = key_file_parse(bytes);
 	g_autofree char *state = NULL, *pushed = NULL;
 	VmState s;
