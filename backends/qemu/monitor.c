@@ -151,6 +151,7 @@ static void on_resume(QemuVm *q, const json_t *data)
 {
 	q->paused = false;
 	q->pause_reason = NULL;
+	qemu_start_resumed(q);
 	if (!q->end.reason && !q->died)
 		backend_state(&q->base, VM_RUNNING, NULL);
 }

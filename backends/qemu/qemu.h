@@ -145,6 +145,8 @@ void qemu_gone(QemuVm *q, VmState state, const char *reason, int exit_status);
 
 /* start.c */
 void qemu_start(BackendVm *bv, Op *op);
+/* Its vCPUs run. */
+void qemu_start_resumed(QemuVm *q);
 /* The VM goes from memory in the middle of it. */
 void qemu_start_abandon(QemuVm *q);
 /*

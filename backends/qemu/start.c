@@ -400,23 +400,37 @@ static void ports_answered(void *arg, const json_t *result, const GError *err)
 		qemu_report_ports(s->q, json_string_value(result));
 }
 
-static void cont_answered(void *arg, const json_t *result, const GError *err)
+static void running(Start *s)
 {
-	Start *s = arg;
 	QemuVm *q = s->q;
 
-	s->cont = NULL;
-	if (err) {
-		/* Of a connection that broke off, lost_in_start() is told next. */
-		if (qmp_is_alive(q->qmp))
-			op_fail(s->op, g_error_copy(err));
-		return;
-	}
 	q->died = NULL;
 	q->lost = NULL;
 	backend_state(&q->base, VM_RUNNING, NULL);
 	qemu_ip_start(q);
 	op_next(s->op);
+}
+
+static void cont_answered(void *arg, const json_t *result, const GError *err)
+{
+	Start *s = arg;
+
+	s->cont = NULL;
+	if (!err)
+		running(s);
+	else if (qmp_is_alive(s->q->qmp)) /* else lost_in_start() is told next */
+		op_fail(s->op, g_error_copy(err));
+}
+
+/* The event comes before the answer, by milliseconds when the new vCPUs keep QEMU busy. */
+void qemu_start_resumed(QemuVm *q)
+{
+	Start *s = q->start;
+
+	if (!s || !s->cont)
+		return;
+	qmp_cancel(&s->cont);
+	running(s);
 }
 
 static bool has_ports(const Spec *spec)
