@@ -8,6 +8,7 @@ from errno import ENOSPC
 import pytest
 
 from lib.daemon import BINARY
+from lib import util
 from lib.util import PATIENCE, fails, mounts, processes, until
 
 
@@ -22,7 +23,7 @@ def dirs(box):
 
 def unmount(box):
     """`fusermount3 -u`, and the daemon in the background ends."""
-    subprocess.run(["fusermount3", "-u", box.mnt], check=True)
+    util.unmount(box.mnt)
     assert str(box.mnt) not in mounts()
     until(lambda: not processes(str(box.mnt)), "the daemon has ended")
 
@@ -126,7 +127,7 @@ def test_fusermount_ends_it_and_leaves_vms(box):
     box.start()
     vm = box.vm("web1", "backend: sim\n")
     vm.do("start")
-    box.sh(f"fusermount3 -u {box.mnt}", cwd="/")
+    util.unmount(box.mnt)
     assert box.wait_exit() == 0
     assert str(box.mnt) not in mounts()
     box.restart()

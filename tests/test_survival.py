@@ -12,7 +12,7 @@ from errno import EINVAL, ENOTCONN
 
 import pytest
 
-from lib.util import alive, exists, fails, get, mounts, put, until, wait_blocked
+from lib.util import alive, exists, fails, get, mounts, put, unmount, until, wait_blocked
 
 SETTLED = ("stopped", "running", "crashed")
 
@@ -300,7 +300,7 @@ def test_qemu_outlives_the_daemon(fs, qemu, way):
     if way == "SIGTERM":
         fs.stop()
     else:
-        fs.sh(f"fusermount3 -u {fs.mnt}", cwd="/")
+        unmount(fs.mnt)
         assert fs.wait_exit() == 0
     assert alive(pid)
     fs.restart()

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -75,6 +76,12 @@ def get(path, timeout=PATIENCE):
 
 def exists(path):
     return os.path.lexists(path)
+
+
+def unmount(mnt):
+    """`fusermount3 -u`, which says EBUSY for the moment in which a watcher is being told."""
+    until(lambda: subprocess.run(["fusermount3", "-u", mnt], capture_output=True, cwd="/",
+                                 check=False).returncode == 0, f"{mnt} can be unmounted")
 
 
 def mounts():
