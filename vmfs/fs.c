@@ -57,10 +57,31 @@ static double entry_timeout(const NodeRef *r)
 	return r->node->present || r->node->scratch ? 0 : LONG_S;
 }
 
-/* Owner and mode change only through the mount; sizes and times of files change by themselves. */
+/* Owner and mode change only through the mount; of other changes fs_changed() tells the kernel. */
 double fs_attr_timeout(const NodeRef *r)
 {
-	return r->node->dir || r->node->target ? LONG_S : 0;
+	return r->node->dir || r->node->target || r->node->exact ? LONG_S : 0;
+}
+
+static void forget_attr(const NodeRef *r)
+{
+	/* A negative offset: attributes only, without a lock that a request could hold. */
+	(void)fuse_lowlevel_notify_inval_inode(fs.session, node_ino(r), -1, 0);
+}
+
+void fs_changed(Vm *vm, unsigned changes)
+{
+	NodeRef r = { .vm = vm };
+
+	if (!fs.watch || vm->removed)
+		return;
+	for (r.node = vm_dir.rows; r.node->name; r.node++)
+		if (changes & EV_OWNER || (r.node->exact && r.node->events & changes))
+			forget_attr(&r);
+	if (!(changes & EV_OWNER))
+		return;
+	for (r.node = io_dir.rows; r.node->name; r.node++)
+		forget_attr(&r);
 }
 
 void fs_fill_entry(const NodeRef *r, struct fuse_entry_param *e)
@@ -290,6 +311,8 @@ static void on_fuse(void *arg, int status, int events)
 		fuse_session_process_buf(fs.session, &fs.buf);
 		answer_interrupted();
 		near_answered(pid);
+		if (near_is_here())
+			return;
 	}
 }
 

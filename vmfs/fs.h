@@ -5,6 +5,8 @@
 #include <glib.h>
 #include <stdbool.h>
 
+#include "vmfs/vm.h"
+
 typedef struct FsOptions {
 	const char *mountpoint;
 	const char *fuse_options; /* for fuse(8): "allow_other,default_permissions" */
@@ -17,5 +19,7 @@ typedef struct FsOptions {
 bool fs_mount(const FsOptions *options, GError **err);
 /* Begin to answer, from the loop. */
 void fs_serve(void);
+/* These things of a VM have changed: the kernel is not to believe what it was told before. */
+void fs_changed(Vm *vm, unsigned changes);
 /* Unmount and let go of everything. */
 void fs_unmount(void);

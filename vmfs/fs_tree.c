@@ -143,6 +143,7 @@ static int set_vm_attr(Vm *vm, const struct stat *attr, int valid)
 		tty_close(vm);
 		if (geteuid() == 0)
 			store_chown_vm(vm->serial, uid, gid, log_chown, vm_ref(vm));
+		vm_changed(vm, EV_OWNER);
 	}
 	if (valid & FUSE_SET_ATTR_MODE)
 		vm->mode = attr->st_mode & 07777;

@@ -86,6 +86,11 @@ void near_answered(uint32_t pid)
 		go_to(pid);
 }
 
+bool near_is_here(void)
+{
+	return near.cpu >= 0;
+}
+
 int64_t near_patience(void)
 {
 	/* On the caller's CPU it cannot go on before we sleep. */

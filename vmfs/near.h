@@ -14,6 +14,8 @@
 void near_init(void);
 /* A request of this process (0: not known) has been answered. */
 void near_answered(uint32_t pid);
+/* We are on the CPU of the caller, who goes on when we sleep: no need to look for more. */
+bool near_is_here(void);
 /* Be anywhere again: what is started now, a thread or a process, inherits where we may run. */
 void near_leave(void);
 /* How long to stay awake for the next request, in microseconds; 0: not at all. */

@@ -155,9 +155,11 @@ static void stat_owner(const NodeRef *r, struct stat *st)
 	const RootAttr *root = registry_root();
 
 	if (!r->vm) {
-		st->st_uid = root->uid;
-		st->st_gid = root->gid;
-		st->st_mode = r->node == &root_node ? (S_IFDIR | root->mode) : r->node->mode;
+		bool is_root = r->node == &root_node;
+
+		st->st_uid = is_root ? root->uid : geteuid();
+		st->st_gid = is_root ? root->gid : getegid();
+		st->st_mode = is_root ? (S_IFDIR | root->mode) : r->node->mode;
 		return;
 	}
 	st->st_uid = r->vm->uid;

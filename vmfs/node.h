@@ -70,6 +70,7 @@ struct Node {
 
 	bool (*present)(const NodeRef *r); /* NULL: always */
 	bool hidden;			   /* not listed by readdir */
+	bool exact;			   /* its text changes with `events` and nothing else */
 	unsigned events;		   /* VmChange bits on which it changes */
 	const char *doc;		   /* one sentence, for help and the manual */
 };

@@ -144,12 +144,13 @@ void vm_changed(Vm *vm, unsigned changes)
 			vm->versions[i]++;
 			vm_all.versions[i]++;
 		}
+	/* This first: what is told below must not be read from the kernel's memory. */
+	if (vm_all.changed)
+		vm_all.changed(vm, changes);
 	events_emit(vm, changes);
 	waitq_wake(&vm->waiters);
 	list_change(vm, changes);
 	waitq_wake(&vm_all.waiters);
-	if (vm_all.changed)
-		vm_all.changed(vm, changes);
 }
 
 static bool op_state(const Vm *vm, VmState *ret)
