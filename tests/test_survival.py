@@ -8,10 +8,11 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from errno import EINVAL, ENOTCONN
+from errno import EINVAL, ENOTCONN, ETIMEDOUT
 
 import pytest
 
+from lib.daemon import Vmfs
 from lib.util import alive, exists, fails, get, mounts, put, unmount, until, wait_blocked
 
 SETTLED = ("stopped", "running", "crashed")
@@ -449,3 +450,17 @@ def test_flood_from_a_monitor(fs, qemu):
     monitor.close()
     vm.do("kill")
     assert vm.state == "stopped" and not alive(pid)
+
+
+def test_end_while_storage_does_not_answer(fs, vm):
+    """What looks at a path may hang; the daemon ends all the same when it is told to."""
+    (fs.base / "other").mkdir()
+    storage = Vmfs(fs.base / "other").start()
+    try:
+        storage.proc.send_signal(signal.SIGSTOP)
+        with fails(ETIMEDOUT):
+            vm.write("spec.yaml", f"backend: sim\nboot: {{kernel: {storage.mnt}/kernel}}\n")
+        fs.stop()
+    finally:
+        storage.proc.send_signal(signal.SIGCONT)
+        fs.problems += storage.close()

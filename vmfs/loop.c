@@ -41,6 +41,7 @@ static struct {
 	uv_loop_t *uv;
 	uv_idle_t idle; /* active only while there is something in the queue */
 	GArray *queue;	/* of Deferred */
+	unsigned works; /* under way */
 } loop;
 
 /* What a deferred function defers runs in the next turn, so that I/O is never kept out. */
@@ -128,6 +129,7 @@ static void work_done(uv_work_t *uv, int status)
 {
 	Work *w = uv->data;
 
+	loop.works--;
 	w->done(w->job);
 	g_free(w);
 }
@@ -141,7 +143,13 @@ void loop_work(void (*work)(void *job), void (*done)(void *job), void *job)
 	w->job = job;
 	near_leave(); /* the pool starts its threads on first use */
 	w->uv.data = w;
+	loop.works++;
 	uv_queue_work(loop.uv, &w->uv, work_run, work_done);
+}
+
+bool loop_has_work(void)
+{
+	return loop.works;
 }
 
 static void watch_closed(uv_handle_t *h)

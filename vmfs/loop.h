@@ -28,6 +28,8 @@ void loop_defer(void (*fn)(void *arg), void *arg);
  * must touch nothing but job.
  */
 void loop_work(void (*work)(void *job), void (*done)(void *job), void *job);
+/* Some of that is still under way. */
+bool loop_has_work(void);
 
 /* Watch a descriptor; fn gets UV_READABLE, UV_WRITABLE (or a negative errno in `status`). */
 typedef struct Watch Watch;
