@@ -33,6 +33,7 @@
 #define CHILD_STACK	(64u << 10)
 #define RUN_MAX_OUT	(64u << 10)
 #define MAX_GROUPS	65536
+#define MAX_FDS		29 /* passed on as 3, 4... */
 
 /* The child runs in our memory on a stack of its own, where sanitizers must not leave marks. */
 #define NO_SANITIZE __attribute__((no_sanitize("address"), no_sanitize("undefined"), noinline))
@@ -303,18 +304,13 @@ static Proc *proc_new(pid_t pid, int pidfd, ProcExitFn fn, void *arg)
 	return p;
 }
 
-Proc *proc_spawn(const ProcSpec *spec, ProcExitFn fn, void *arg, GError **err)
+static bool launch(const ProcSpec *spec, pid_t *ret_pid, int *ret_pidfd, GError **err)
 {
-	int src[32], pidfd = -1;
-	pid_t pid = -1;
+	int src[3 + MAX_FDS];
 	const int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 
-	near_leave();
-	g_assert(spec->n_fds + 3 <= G_N_ELEMENTS(src));
-	if (null_fd < 0) {
-		err_set(err, errno, "cannot open /dev/null: %s", g_strerror(errno));
-		return NULL;
-	}
+	if (null_fd < 0)
+		return err_set(err, errno, "cannot open /dev/null: %s", g_strerror(errno));
 	src[0] = null_fd;
 	src[1] = spec->out_fd >= 0 ? spec->out_fd : null_fd;
 	src[2] = spec->err_fd >= 0 ? spec->err_fd : null_fd;
@@ -332,13 +328,108 @@ Proc *proc_spawn(const ProcSpec *spec, ProcExitFn fn, void *arg, GError **err)
 	};
 	bool ok;
 	if (path)
-		ok = spawn_child(&c, &pid, &pidfd, err);
+		ok = spawn_child(&c, ret_pid, ret_pidfd, err);
 	else if (strchr(spec->argv[0], '/') && access(spec->argv[0], F_OK) == 0)
 		ok = err_set(err, EACCES, "cannot run %s: it is not a program", spec->argv[0]);
 	else
 		ok = err_set(err, ENOENT, "cannot run %s: there is no such program", spec->argv[0]);
 	close(null_fd);
-	return ok ? proc_new(pid, pidfd, fn, arg) : NULL;
+	return ok;
+}
+
+Proc *proc_spawn(const ProcSpec *spec, ProcExitFn fn, void *arg, GError **err)
+{
+	int pidfd = -1;
+	pid_t pid = -1;
+
+	near_leave();
+	g_assert(spec->n_fds <= MAX_FDS);
+	return launch(spec, &pid, &pidfd, err) ? proc_new(pid, pidfd, fn, arg) : NULL;
+}
+
+struct ProcStart {
+	ProcSpec spec; /* of copies */
+	ProcUser user;
+	int fds[MAX_FDS];
+	ProcStartedFn started; /* NULL: abandoned */
+	void *started_arg;
+	ProcExitFn fn;
+	void *arg;
+	pid_t pid;
+	int pidfd;
+	GError *err;
+};
+
+static void start_work(void *job)
+{
+	ProcStart *s = job;
+
+	(void)launch(&s->spec, &s->pid, &s->pidfd, &s->err);
+}
+
+static void close_copy(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
+static void start_done(void *job)
+{
+	ProcStart *s = job;
+	Proc *p = s->err ? NULL : proc_new(s->pid, s->pidfd, s->fn, s->arg);
+
+	if (s->started) {
+		s->started(s->started_arg, p, s->err);
+	} else if (p) {
+		proc_kill(p, SIGKILL);
+		proc_free(p);
+	}
+	for (unsigned i = 0; i < s->spec.n_fds; i++)
+		close_copy(s->fds[i]);
+	close_copy(s->spec.out_fd);
+	close_copy(s->spec.err_fd);
+	g_strfreev((char **)s->spec.argv);
+	g_free(s->user.groups);
+	g_clear_error(&s->err);
+	g_free(s);
+}
+
+static int copy_fd(int fd)
+{
+	return fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 3);
+}
+
+ProcStart *proc_start(const ProcSpec *spec, ProcStartedFn started, void *started_arg, ProcExitFn fn,
+		      void *arg)
+{
+	ProcStart *s = g_new0(ProcStart, 1);
+
+	g_assert(spec->n_fds <= MAX_FDS);
+	s->spec = *spec;
+	s->spec.argv = g_strdupv((char **)spec->argv);
+	if (spec->user) {
+		s->user = *spec->user;
+		s->user.groups =
+			g_memdup2(spec->user->groups, (gsize)spec->user->n_groups * sizeof(gid_t));
+		s->spec.user = &s->user;
+	}
+	for (unsigned i = 0; i < spec->n_fds; i++)
+		s->fds[i] = copy_fd(spec->fds[i]);
+	s->spec.fds = s->fds;
+	s->spec.out_fd = copy_fd(spec->out_fd);
+	s->spec.err_fd = copy_fd(spec->err_fd);
+	s->started = started;
+	s->started_arg = started_arg;
+	s->fn = fn;
+	s->arg = arg;
+	loop_work(start_work, start_done, s);
+	return s;
+}
+
+void proc_start_abandon(ProcStart *s)
+{
+	s->started = NULL;
+	s->fn = NULL;
 }
 
 Proc *proc_adopt(pid_t pid, uint64_t start_time, ProcExitFn fn, void *arg, GError **err)

@@ -34,8 +34,20 @@ typedef struct ProcSpec {
  */
 typedef void (*ProcExitFn)(void *arg, int status);
 
-/* NULL and err when it could not be started: the errno of the failing step, exec's included. */
+/* For small programs of our own. NULL and err when it could not be started: the errno of the
+ * failing step, exec's included. */
 Proc *proc_spawn(const ProcSpec *spec, ProcExitFn fn, void *arg, GError **err);
+
+/*
+ * The same, without waiting for it: the program's start takes milliseconds, and longer if its user
+ * means harm. started() is called once, on the loop, with the process or an error (borrowed),
+ * unless abandoned: then what was started is killed.
+ */
+typedef struct ProcStart ProcStart;
+typedef void (*ProcStartedFn)(void *arg, Proc *p, const GError *err);
+ProcStart *proc_start(const ProcSpec *spec, ProcStartedFn started, void *started_arg, ProcExitFn fn,
+		      void *arg);
+void proc_start_abandon(ProcStart *s);
 
 /*
  * Watch a process that a former daemon started; start_time (proc_start_time()) guards against a

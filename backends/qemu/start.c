@@ -32,6 +32,7 @@ typedef struct Start {
 	Lookup *lookup; /* in the pool */
 	int fds[N_SOCKETS];
 	QemuDisks *disks;
+	ProcStart *spawning;
 	QmpSlot *kvm, *ports, *cont;
 	Timer *dying;
 	GError *lost; /* why the monitor broke off */
@@ -235,6 +236,24 @@ static int open_log(QemuVm *q, int flags)
 	return fd;
 }
 
+static void spawned(void *arg, Proc *p, const GError *err)
+{
+	Start *s = arg;
+	QemuVm *q = s->q;
+
+	s->spawning = NULL;
+	if (!p) {
+		q->died = NULL;
+		op_fail(s->op, g_error_copy(err));
+		return;
+	}
+	q->proc = p;
+	q->start_time = proc_start_time(proc_pid(p));
+	backend_pid(&q->base, proc_pid(p));
+	backend_changed(&q->base);
+	op_next(s->op);
+}
+
 static bool spawn(Start *s, GError **err)
 {
 	QemuVm *q = s->q;
@@ -258,14 +277,9 @@ static bool spawn(Start *s, GError **err)
 		.fds = s->fds,
 		.n_fds = N_SOCKETS,
 	};
-	q->proc = proc_spawn(&spec, qemu_exited, q, err);
+	s->spawning = proc_start(&spec, spawned, s, qemu_exited, q);
 	close(log);
-	close_fds(s); /* from now on only QEMU holds them */
-	if (!q->proc)
-		return false;
-	q->start_time = proc_start_time(proc_pid(q->proc));
-	backend_pid(&q->base, proc_pid(q->proc));
-	backend_changed(&q->base);
+	close_fds(s); /* from now on only QEMU, which has copies, holds them */
 	return true;
 }
 
@@ -324,12 +338,19 @@ static void spawn_run(Op *op, void *ctx)
 	GError *err = NULL;
 
 	s->q->died = died_in_start;
-	if (spawn(s, &err)) {
-		op_next(op);
+	if (spawn(s, &err))
 		return;
-	}
 	s->q->died = NULL;
 	op_fail(op, err);
+}
+
+static void spawn_cancel(Op *op, void *ctx)
+{
+	Start *s = ctx;
+
+	if (s->spawning)
+		proc_start_abandon(s->spawning);
+	s->spawning = NULL;
 }
 
 static void spawn_undone(QemuVm *q)
@@ -488,7 +509,7 @@ static void monitor_undo(Op *op, void *ctx)
 static const Step steps[] = {
 	{ "prepare", prepare_run, prepare_cancel, prepare_undo },
 	{ "disks", disks_run, disks_cancel, NULL },
-	{ "spawn", spawn_run, NULL, spawn_undo },
+	{ "spawn", spawn_run, spawn_cancel, spawn_undo },
 	{ "monitor", monitor_run, monitor_cancel, monitor_undo },
 	{ 0 },
 };
@@ -511,6 +532,7 @@ void qemu_start_abandon(QemuVm *q)
 		return;
 	prepare_cancel(s->op, s);
 	disks_cancel(s->op, s);
+	spawn_cancel(s->op, s);
 	monitor_drop(s);
 	s->q = NULL;
 }
