@@ -29,7 +29,7 @@ static const char *const good_texts[] = {
 	"memory: 2g\n",
 	"memory: 2048mib\n",
 	"memory: 1048576k\n",
-	"backend: cloud-hypervisor\n",
+	"backend: sim\n",
 	"stop_timeout: 1h\n",
 	"stop_timeout: 0\n",
 	"stop_timeout: 90\n",
@@ -491,10 +491,11 @@ static void test_help(void)
 	g_auto(GStrv) lines = NULL;
 
 	spec_help(help);
-	g_assert_nonnull(strstr(help->str, "disks.NAME.size  SIZE  "));
-	g_assert_nonnull(
-		strstr(help->str, "memory  SIZE  memory of the guest (default: 256MiB)\n"));
-	g_assert_nonnull(strstr(help->str, "accel  auto|kvm|tcg  "));
+	g_assert_nonnull(strstr(help->str, "disks.NAME.size      SIZE  "));
+	g_assert_nonnull(strstr(
+		help->str,
+		"memory               SIZE            memory of the guest (default: 256MiB)\n"));
+	g_assert_nonnull(strstr(help->str, "accel                auto|kvm|tcg  "));
 	g_assert_null(strstr(help->str, "(null)"));
 	lines = g_strsplit(help->str, "\n", -1);
 	g_assert_cmpuint(g_strv_length(lines), >, 20);
