@@ -515,7 +515,8 @@ static bool check_format(GError **err)
 static bool open_locked(const char *dir, const char *what, const char *option, int *fd,
 			int *lock_fd, GError **err)
 {
-	if (g_mkdir_with_parents(dir, 0711))
+	/* Other users' VMMs have to get through root's; nobody else through a user's. */
+	if (g_mkdir_with_parents(dir, geteuid() == 0 ? 0711 : 0700))
 		return err_set(err, errno, "cannot make the %s directory %s: %s", what, dir,
 			       g_strerror(errno));
 	*fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
