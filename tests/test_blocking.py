@@ -172,3 +172,15 @@ def test_daemon_ends_while_a_command_waits(fs, stubborn):
     waiting.finish()
     fs.restart()
     until(lambda: stubborn.state in ("running", "stopped"), "the half-done stop is settled")
+
+
+def test_two_kills(fs):
+    """Both are told when it is done."""
+    vm = fs.vm("web1", "backend: sim\n")
+    vm.do("start")
+    vm.sim("slow kill 2500")  # longer than its write holds the inode, and so the other one, up
+    first = fs.spawn("bash", "-c", f"echo kill > {vm / 'state'}")
+    until(lambda: "operation kill" in vm.read("status"), "the kill")
+    vm.do("kill")
+    assert first.finish() == 0
+    assert vm.state == "stopped" and vm.read("error") == ""

@@ -421,7 +421,7 @@ def test_kill_while_the_vm_is_looked_for(fs, qemu):
 def test_what_is_stored_may_be_of_the_run_before(fs, qemu):
     """As on a disk that was full: the process that is named is gone, another one runs."""
     vm = qemu.vm()
-    run = fs.state / f"vms/{vm.dir.stat().st_ino >> 32}/run"
+    run = fs.run / f"{vm.dir.stat().st_ino >> 32}.run"
     vm.do("start")
     old = run.read_bytes()
     vm.do("kill")

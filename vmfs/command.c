@@ -229,6 +229,11 @@ static bool start_verb(Vm *vm, const Verb *v, uint64_t seconds_ms, Op **ret, GEr
 	BackendVm *bv;
 	Op *op;
 
+	/* Two who want the same thing at once: both are told when it is done. */
+	if (v->preempt && vm->op && !op_done(vm->op) && op_kind(vm->op) == v->kind) {
+		*ret = vm->op;
+		return true;
+	}
 	if (!check_state(vm, v, err))
 		return false;
 	if (v->kind == OP_START && !check_start(vm, err))

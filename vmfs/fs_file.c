@@ -14,6 +14,9 @@
 #include "vmfs/scratch.h"
 #include "vmfs/waitq.h"
 
+/* Each can hold a document or what a stream has to tell. */
+#define MAX_HANDLES 16384
+
 static GHashTable *handles; /* by fh */
 static uint64_t last_fh;
 
@@ -53,12 +56,16 @@ static void handle_free(void *data)
 	g_free(h);
 }
 
+/* NULL: too many are open. */
 static Handle *handle_new(const NodeRef *r, int flags)
 {
-	Handle *h = g_new0(Handle, 1);
+	Handle *h;
 
 	if (!handles)
 		handles = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, handle_free);
+	if (g_hash_table_size(handles) >= MAX_HANDLES)
+		return NULL;
+	h = g_new0(Handle, 1);
 	h->fh = ++last_fh;
 	h->ref = *r;
 	if (r->vm)
@@ -112,6 +119,10 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	if (r.node->scratch && (fi->flags & O_TRUNC))
 		(void)scratch_truncate(scratch_by_number(r.vm, r.sub), 0);
 	h = handle_new(&r, fi->flags);
+	if (!h) {
+		fuse_reply_err(req, ENFILE);
+		return;
+	}
 	if (r.node->document && (fi->flags & O_TRUNC)) {
 		h->doc = g_byte_array_new();
 		h->truncated = true;
@@ -156,6 +167,10 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 	if (r.node->document)
 		fs_spec_here(r.vm);
 	h = handle_new(&r, fi->flags);
+	if (!h) {
+		fuse_reply_err(req, ENFILE);
+		return;
+	}
 	if (r.node->document) {
 		h->doc = g_byte_array_new();
 		h->truncated = true;

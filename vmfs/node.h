@@ -31,6 +31,7 @@ typedef struct NodeRef {
 /* An open stream: where its reader stands. */
 struct Reader {
 	uint64_t pos;
+	uint32_t after; /* serial of the VM told of last, of a stream of all VMs */
 	GString *first; /* told before what the stream holds; or NULL */
 	bool told;	/* its one answer is in `first`: end of file after that */
 };

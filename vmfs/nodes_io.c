@@ -74,16 +74,25 @@ static Stream *events_of(const NodeRef *r)
 	return r->vm ? vm_events(r->vm) : events_all();
 }
 
-static void events_first(const NodeRef *r, Reader *reader)
+#define ALL_TOLD UINT32_MAX /* Reader.after: no more VMs whose present values are to be told */
+
+static void events_open(const NodeRef *r, Reader *reader)
 {
 	reader->pos = stream_end(events_of(r));
 	if (!reader->first)
 		reader->first = g_string_new(NULL);
-	if (r->vm) {
+	reader->after = r->vm ? ALL_TOLD : 0;
+	if (r->vm)
 		events_present(r->vm, reader->first);
-		return;
-	}
-	for (Vm *vm = registry_after(0); vm; vm = registry_after(vm->serial))
+}
+
+/* Of one VM after the other, as the reader gets to it: all at once would be much for thousands. */
+static void events_next(Reader *reader)
+{
+	Vm *vm = registry_after(reader->after);
+
+	reader->after = vm ? vm->serial : ALL_TOLD;
+	if (vm)
 		events_present(vm, reader->first);
 }
 
@@ -93,7 +102,9 @@ static ssize_t events_read(const NodeRef *r, Reader *reader, char *buf, size_t s
 
 	/* Too slow: what was lost is made up for by the values that hold now. */
 	if (!reader->first->len && reader->pos < stream_start(s))
-		events_first(r, reader);
+		events_open(r, reader);
+	while (reader->after != ALL_TOLD && reader->first->len < size)
+		events_next(reader);
 	if (reader->first->len)
 		return (ssize_t)read_first(reader, buf, size);
 	return read_stream(s, r->vm && r->vm->removed, reader, buf, size);
@@ -101,7 +112,7 @@ static ssize_t events_read(const NodeRef *r, Reader *reader, char *buf, size_t s
 
 static bool events_ready(const NodeRef *r, const Reader *reader)
 {
-	return reader->first->len || (r->vm && r->vm->removed) ||
+	return reader->first->len || reader->after != ALL_TOLD || (r->vm && r->vm->removed) ||
 	       reader->pos != stream_end(events_of(r));
 }
 
@@ -111,14 +122,14 @@ static GQueue *events_queue(const NodeRef *r)
 }
 
 static const StreamClass events_stream = {
-	.open = events_first,
+	.open = events_open,
 	.read = events_read,
 	.ready = events_ready,
 	.queue = events_queue,
 };
 
 const StreamClass events_all_stream = {
-	.open = events_first,
+	.open = events_open,
 	.read = events_read,
 	.ready = events_ready,
 	.queue = events_queue,

@@ -158,7 +158,10 @@ static void add_disk(const Build *b, const SpecDisk *d, unsigned index)
 	g_autofree char *file_node = node_name("file-", d->name);
 	const char *ro = d->readonly ? "on" : "off";
 	/* QEMU wants to be told, and we must not look. */
-	const char *driver = g_str_has_prefix(path, "/dev/") ? "host_device" : "file";
+	/* By name, for no file is looked at here: files in /dev are devices, but for shared memory.
+	 */
+	const bool device = g_str_has_prefix(path, "/dev/") && !g_str_has_prefix(path, "/dev/shm/");
+	const char *driver = device ? "host_device" : "file";
 
 	add(b, "-blockdev", "driver=%s,node-name=%s,read-only=%s,discard=unmap,filename=%s", driver,
 	    file_node, ro, file);
