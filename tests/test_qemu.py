@@ -273,16 +273,6 @@ def test_cmdline(qemu):
     assert other.read("cmdline") != text
 
 
-def test_runs_on_every_cpu(qemu):
-    """The daemon goes to the CPU of whoever asks much; what it starts then does not stay there."""
-    vm = qemu.vm()
-    with open(vm / "state", "rb", buffering=0) as state:
-        for _ in range(100):
-            os.pread(state.fileno(), 64, 0)
-    vm.do("start")
-    assert os.sched_getaffinity(int(vm.pid)) == os.sched_getaffinity(0)
-
-
 def test_backend_status(fs, qemu):
     until(lambda: "usable yes" in fs.host("backends/qemu/status").splitlines(), "qemu is usable")
     assert re.search("kvm", fs.host("backends/qemu/status"), re.I)

@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fuse.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -295,7 +294,6 @@ static void on_fuse(void *arg, int status, int events)
 	(void)events;
 	for (unsigned i = 0; i < REQUESTS_A_TURN; i++) {
 		int n = receive(i > 0);
-		uint32_t pid;
 
 		if (n == -EINTR)
 			continue;
@@ -307,18 +305,13 @@ static void on_fuse(void *arg, int status, int events)
 			fs.options.ended(fs.options.arg);
 			return;
 		}
-		pid = ((const struct fuse_in_header *)fs.buf.mem)->pid;
 		fuse_session_process_buf(fs.session, &fs.buf);
 		answer_interrupted();
-		near_answered(pid);
-		if (near_is_here())
-			return;
 	}
 }
 
 void fs_serve(void)
 {
-	near_init();
 	fs.watch = watch_start(fuse_session_fd(fs.session), UV_READABLE, on_fuse, NULL);
 }
 

@@ -8,8 +8,6 @@
 
 #include <unistd.h>
 
-#include "vmfs/near.h"
-
 typedef struct Deferred {
 	void (*fn)(void *arg);
 	void *arg;
@@ -141,7 +139,6 @@ void loop_work(void (*work)(void *job), void (*done)(void *job), void *job)
 	w->work = work;
 	w->done = done;
 	w->job = job;
-	near_leave(); /* the pool starts its threads on first use */
 	w->uv.data = w;
 	loop.works++;
 	uv_queue_work(loop.uv, &w->uv, work_run, work_done);

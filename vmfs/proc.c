@@ -27,7 +27,6 @@
 
 #include "vmfs/err.h"
 #include "vmfs/loop.h"
-#include "vmfs/near.h"
 
 #define EXEC_TIMEOUT_MS 2000
 #define CHILD_STACK	(64u << 10)
@@ -342,7 +341,6 @@ Proc *proc_spawn(const ProcSpec *spec, ProcExitFn fn, void *arg, GError **err)
 	int pidfd = -1;
 	pid_t pid = -1;
 
-	near_leave();
 	g_assert(spec->n_fds <= MAX_FDS);
 	return launch(spec, &pid, &pidfd, err) ? proc_new(pid, pidfd, fn, arg) : NULL;
 }
