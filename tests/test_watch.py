@@ -225,6 +225,20 @@ def test_no_value_is_old_or_torn(fs, watch):
     os.close(fd)
 
 
+def test_size_is_never_old(fs):
+    """The kernel may remember attributes, but is told of each change before anybody else."""
+    vm = fs.vm("web1", "backend: sim\n")
+    vm.do("start")
+    for n in range(500):
+        vm.sim("ip " + " ".join(f"192.0.2.{i}" for i in range(1, 2 + n % 9)))
+        size = os.stat(vm / "ip").st_size
+        assert size == len(vm.read("ip"))
+        assert os.stat(vm / "ip").st_size == size
+    vm.sim("poweroff")
+    assert os.stat(vm / "state").st_size == len("stopped\n")
+    assert os.stat(vm / "ip").st_size == 0 and os.stat(vm / "pid").st_size == 0
+
+
 def test_thousand_watchers(fs, watch):
     vms = [fs.vm(f"w{n}", "backend: sim\n") for n in range(50)]
     for vm in vms:
