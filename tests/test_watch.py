@@ -3,8 +3,10 @@
 import ctypes
 import os
 import select
+import signal
 import struct
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -237,6 +239,22 @@ def test_size_is_never_old(fs):
     vm.sim("poweroff")
     assert os.stat(vm / "state").st_size == len("stopped\n")
     assert os.stat(vm / "ip").st_size == 0 and os.stat(vm / "pid").st_size == 0
+
+
+def test_helper_is_replaced(fs, watch):
+    vm = fs.vm("web1", "backend: sim\n")
+    vm.do("start")
+    task = f"/proc/{fs.proc.pid}/task/{fs.proc.pid}/children"
+    w = watch(vm / "ip")
+
+    def helpers():
+        return [pid for pid in Path(task).read_text().split()
+                if b"--notify-helper" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    old, = helpers()
+    os.kill(int(old), signal.SIGKILL)
+    until(lambda: helpers() not in ([], [old]), "another helper")
+    vm.sim("ip 192.0.2.77")
+    w.expect(lambda *_: True, "event")
 
 
 def test_thousand_watchers(fs, watch):

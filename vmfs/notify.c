@@ -20,12 +20,14 @@
 /* Each can be held up by a write that is being answered; the others go on. */
 #define HELPER_THREADS 4
 #define HELPER_FD      3
+#define RESTART_MS     1000 /* after which one that died is replaced */
 
 static struct {
 	char *mountpoint;
 	Proc *helper;
 	int fd;
-	Watch *watch; /* waits for room in the socket; NULL: it has some */
+	Timer *restart; /* of a helper that died */
+	Watch *watch;	/* waits for room in the socket; NULL: it has some */
 	bool flushing;
 	GQueue queue;	     /* of inode numbers, as pointers to keys of `pending` */
 	GHashTable *pending; /* set of inode numbers */
@@ -33,6 +35,7 @@ static struct {
 } notify = { .fd = -1 };
 
 static void flush_later(void);
+static void start_helper(void);
 
 /* ---- whom it may concern ---- */
 
@@ -143,11 +146,33 @@ static void on_room(void *arg, int status, int events)
 	flush_later();
 }
 
+static void restart(void *arg)
+{
+	notify.restart = NULL;
+	start_helper();
+}
+
+static void drop_helper(void)
+{
+	if (notify.watch)
+		watch_stop(&notify.watch, false);
+	/* The end of its input ends it. */
+	close(notify.fd);
+	notify.fd = -1;
+	proc_free(notify.helper);
+	notify.helper = NULL;
+	g_queue_clear(&notify.queue);
+	g_hash_table_remove_all(notify.pending);
+}
+
 static void helper_lost(int err)
 {
-	log_error("the notify helper is gone (%s): inotify watchers are told of nothing more",
-		  g_strerror(err));
-	notify_stop();
+	log_error(
+		"the notify helper is gone (%s); inotify watchers are told of nothing until there "
+		"is another",
+		g_strerror(err));
+	drop_helper();
+	notify.restart = timer_start(RESTART_MS, restart, NULL);
 }
 
 /* Returns false when there is no room now. */
@@ -223,7 +248,7 @@ static void on_helper_exit(void *arg, int status)
 		helper_lost(ECHILD);
 }
 
-void notify_start(const char *mountpoint)
+static void start_helper(void)
 {
 	char *argv[] = { (char *)"/proc/self/exe", (char *)"--notify-helper", NULL };
 	g_autoptr(GError) e = NULL;
@@ -236,29 +261,27 @@ void notify_start(const char *mountpoint)
 	}
 	notify.helper = proc_spawn(&spec, on_helper_exit, NULL, &e);
 	close(fds[1]);
-	if (!notify.helper) {
+	if (notify.helper) {
+		notify.fd = fds[0];
+	} else {
 		close(fds[0]);
 		log_error("cannot start the notify helper: %s", e->message);
-		return;
 	}
-	notify.fd = fds[0];
+}
+
+void notify_start(const char *mountpoint)
+{
 	notify.mountpoint = g_strdup(mountpoint);
 	notify.pending = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
 	notify.lookups = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
+	start_helper();
 }
 
 void notify_stop(void)
 {
-	if (notify.fd < 0)
-		return;
-	if (notify.watch)
-		watch_stop(&notify.watch, false);
-	/* The end of its input ends it. */
-	close(notify.fd);
-	notify.fd = -1;
-	proc_free(notify.helper);
-	notify.helper = NULL;
-	g_queue_clear(&notify.queue);
+	timer_stop(&notify.restart);
+	if (notify.fd >= 0)
+		drop_helper();
 	g_clear_pointer(&notify.pending, g_hash_table_unref);
 	g_clear_pointer(&notify.lookups, g_hash_table_unref);
 	g_clear_pointer(&notify.mountpoint, g_free);

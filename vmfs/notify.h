@@ -13,7 +13,7 @@
 
 #include "vmfs/vm.h"
 
-/* Start the helper; without one (logged) watchers are told of nothing. */
+/* Start the helper. While there is none (logged) watchers are told of nothing. */
 void notify_start(const char *mountpoint);
 void notify_stop(void);
 
