@@ -268,7 +268,7 @@ static void parked_read_free(ParkedRead *p)
 
 static void read_woken(WaitEntry *e)
 {
-	ParkedRead *p = (ParkedRead *)((char *)e - offsetof(ParkedRead, wait));
+	ParkedRead *p = WAIT_OWNER(e, ParkedRead, wait);
 	const NodeRef *r = &p->h->ref;
 
 	if (!r->node->stream->ready(r, &p->h->reader))
@@ -350,7 +350,7 @@ static unsigned poll_events(const Handle *h)
 
 static void poll_woken(WaitEntry *e)
 {
-	Handle *h = (Handle *)((char *)e - offsetof(Handle, poll));
+	Handle *h = WAIT_OWNER(e, Handle, poll);
 
 	if (!(poll_events(h) & (h->ref.node->stream ? POLLIN : POLLPRI)))
 		return;

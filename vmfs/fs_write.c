@@ -179,7 +179,7 @@ static void reply_written(fuse_req_t req, ssize_t n)
 
 static void write_woken(WaitEntry *e)
 {
-	ParkedWrite *p = (ParkedWrite *)((char *)e - offsetof(ParkedWrite, wait));
+	ParkedWrite *p = WAIT_OWNER(e, ParkedWrite, wait);
 	const NodeRef *r = &p->h->ref;
 	ssize_t n = r->node->stream->write(r, p->data, p->size);
 

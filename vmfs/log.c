@@ -23,7 +23,7 @@ void log_to_syslog(void)
 	config.syslog = true;
 }
 
-static void log_line(int priority, const char *fmt, va_list ap)
+static void G_GNUC_PRINTF(2, 0) log_line(int priority, const char *fmt, va_list ap)
 {
 	g_autofree char *text = g_strdup_vprintf(fmt, ap);
 

@@ -107,12 +107,12 @@ static void on_ready(void *arg, int status, int events)
 
 static void on_output(WaitEntry *e)
 {
-	move((Tty *)((char *)e - offsetof(Tty, output)));
+	move(WAIT_OWNER(e, Tty, output));
 }
 
 static void on_room(WaitEntry *e)
 {
-	move((Tty *)((char *)e - offsetof(Tty, room)));
+	move(WAIT_OWNER(e, Tty, room));
 }
 
 static bool open_pty(Tty *t)

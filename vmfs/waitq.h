@@ -6,6 +6,7 @@
 #pragma once
 
 #include <glib.h>
+#include <stddef.h>
 
 typedef struct WaitEntry {
 	GList link; /* data: the entry itself; in no queue when NULL */
@@ -13,6 +14,9 @@ typedef struct WaitEntry {
 	/* Look again. May remove this entry or add others, and nothing else of the queue. */
 	void (*wake)(struct WaitEntry *e);
 } WaitEntry;
+
+/* What an entry is embedded in. */
+#define WAIT_OWNER(entry, type, member) ((type *)(void *)((char *)(entry)-offsetof(type, member)))
 
 static inline void waitq_add(GQueue *q, WaitEntry *e)
 {
