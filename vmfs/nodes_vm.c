@@ -257,7 +257,7 @@ static const Node vm_rows[] = {
 	{ 22, "console", LNK, .target = ".io/console", .present = have_console,
 	  .doc = "stream: the serial console; what is written to it is typed" },
 	{ 23, "console.log", REG(0440), .file = file_console_log, .present = have_console,
-	  .doc = "all that the console printed" },
+	  .doc = "all that the console printed, its newest 64 MiB" },
 	{ 24, "tty", LNK, .link = link_tty, .present = have_tty,
 	  .doc = "the console as a terminal, for screen or picocom, while the VM runs" },
 	{ 16, "events", LNK, .target = ".io/events",
