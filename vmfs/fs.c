@@ -165,8 +165,7 @@ fuse_req_t fs_unpark(Parked *p)
 static void fs_init(void *arg, struct fuse_conn_info *conn)
 {
 	(void)arg;
-	/* Lookups of one directory side by side: none is ever parked, so nothing to gain from
-	 * waiting. */
+	/* Requests and answers are small: copying them is cheaper than a pipe. */
 	conn->want &=
 		~(unsigned)(FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
 }

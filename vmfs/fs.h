@@ -10,7 +10,6 @@
 typedef struct FsOptions {
 	const char *mountpoint;
 	const char *fuse_options; /* for fuse(8): "allow_other,default_permissions" */
-	bool debug;
 	void (*ended)(void *arg); /* unmounted from outside, or the connection failed */
 	void *arg;
 } FsOptions;

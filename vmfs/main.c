@@ -79,7 +79,7 @@ static bool prepare(GError **err)
 {
 	const Options *o = &app.options;
 	const RegistryConfig config = { o->first_id, o->last_id };
-	FsOptions fs = { .fuse_options = o->fuse, .debug = o->debug, .ended = stop };
+	FsOptions fs = { .fuse_options = o->fuse, .ended = stop };
 	char *mountpoint;
 
 	/* Its lock tells of a living daemon before its mount is looked at. */
