@@ -28,7 +28,8 @@ static char *verb_names(void)
 	GString *s = g_string_new(NULL);
 
 	for (const Verb *v = verbs; v->name; v++)
-		g_string_append_printf(s, "%s%s", v == verbs ? "" : ", ", v->name);
+		if (!v->silent)
+			g_string_append_printf(s, "%s%s", v == verbs ? "" : ", ", v->name);
 	g_string_append(s, ", or running, stopped, paused");
 	return g_string_free(s, FALSE);
 }
@@ -224,19 +225,12 @@ void vm_run_next(Vm *vm)
 	begin(vm, op);
 }
 
-static bool start_verb(Vm *vm, const Verb *v, uint64_t seconds_ms, Op **ret, GError **err)
+/* Is the order a good one now? */
+static bool check_order(Vm *vm, const Verb *v, GError **err)
 {
 	BackendVm *bv;
-	Op *op;
 
-	/* Two who want the same thing at once: both are told when it is done. */
-	if (v->preempt && vm->op && !op_done(vm->op) && op_kind(vm->op) == v->kind) {
-		*ret = vm->op;
-		return true;
-	}
-	if (!check_state(vm, v, err))
-		return false;
-	if (v->kind == OP_START && !check_start(vm, err))
+	if (!check_state(vm, v, err) || (v->kind == OP_START && !check_start(vm, err)))
 		return false;
 	bv = vm_backend(vm, err);
 	if (!bv)
@@ -244,13 +238,30 @@ static bool start_verb(Vm *vm, const Verb *v, uint64_t seconds_ms, Op **ret, GEr
 	if (!bv->be->cls->op[v->kind])
 		return err_set(err, EOPNOTSUPP, "backend '%s' cannot %s a VM", bv->be->cls->name,
 			       v->name);
+	return true;
+}
+
+/* Takes arg, and *ret is borrowed: as vm_order(). */
+static bool start_verb(Vm *vm, const Verb *v, uint64_t seconds_ms, void *arg,
+		       GDestroyNotify free_arg, Op **ret, GError **err)
+{
+	/* Two who want the same thing at once: both are told when it is done. */
+	bool joins = v->preempt && vm->op && !op_done(vm->op) && op_kind(vm->op) == v->kind;
+	Op *op;
+
+	if (joins || !check_order(vm, v, err)) {
+		if (free_arg)
+			free_arg(arg);
+		*ret = joins ? vm->op : NULL;
+		return joins;
+	}
 	if (v->kind == OP_START) {
 		g_autofree char *path = g_strdup_printf("vms/%u/started.yaml", vm->serial);
 
 		store_remove(path, NULL, NULL);
 		vm->exit_status = -1;
 	}
-	op = op_new(vm, v, v->seconds ? seconds_ms : 0);
+	op = op_new(vm, v, v->seconds ? seconds_ms : 0, arg, free_arg);
 	*ret = op;
 	if (!vm->op) {
 		begin(vm, op);
@@ -259,6 +270,11 @@ static bool start_verb(Vm *vm, const Verb *v, uint64_t seconds_ms, Op **ret, GEr
 	vm->next_op = op;
 	op_cancel(vm->op, err_new(ECANCELED, "it was cancelled by '%s'", v->name));
 	return true;
+}
+
+bool vm_order(Vm *vm, OpKind kind, void *arg, GDestroyNotify free_arg, Op **op, GError **err)
+{
+	return start_verb(vm, verb_of(kind), 0, arg, free_arg, op, err);
 }
 
 bool vm_command(Vm *vm, const char *text, size_t len, Op **op, GError **err)
@@ -274,7 +290,7 @@ bool vm_command(Vm *vm, const char *text, size_t len, Op **op, GError **err)
 		c.verb = verb_for_noun(vm, c.noun, op, &done);
 	if (ok && !done) {
 		ms = c.has_seconds ? c.seconds_ms : vm->spec->stop_timeout_ms;
-		ok = start_verb(vm, c.verb, ms, op, &e);
+		ok = start_verb(vm, c.verb, ms, NULL, NULL, op, &e);
 	}
 	if (*op)
 		op_ref(*op);

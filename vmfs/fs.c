@@ -193,14 +193,6 @@ static void refuse_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mo
 	fuse_reply_err(req, EPERM);
 }
 
-static void refuse_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name)
-{
-	(void)target;
-	(void)parent;
-	(void)name;
-	fuse_reply_err(req, EPERM);
-}
-
 static void refuse_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name)
 {
 	(void)ino;
@@ -230,7 +222,7 @@ static const struct fuse_lowlevel_ops ops = {
 	.mkdir = fs_mkdir,
 	.unlink = fs_unlink,
 	.rmdir = fs_rmdir,
-	.symlink = refuse_symlink,
+	.symlink = fs_symlink,
 	.rename = fs_rename,
 	.link = refuse_link,
 	.open = fs_open,

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Shared by fs.c (session), fs_tree.c (names and attributes) and fs_file.c (open files). */
+/* Shared by fs.c (session), fs_tree.c (names and attributes), fs_change.c
+ * (making, removing, renaming), fs_file.c and fs_write.c (open files). */
 #pragma once
 
 #define FUSE_USE_VERSION 314
@@ -38,15 +39,17 @@ void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int valid,
 		struct fuse_file_info *fi);
 void fs_readlink(fuse_req_t req, fuse_ino_t ino);
-void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
-void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
-void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
-void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
-	       const char *newname, unsigned flags);
 void fs_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
 void fs_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 		    struct fuse_file_info *fi);
+/* fs_change.c */
+void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
+void fs_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name);
+void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
+void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
+	       const char *newname, unsigned flags);
 /* spec.yaml was moved away by an editor; it is back after a moment whatever happens. */
 void fs_spec_away(Vm *vm);
 /* The opposite: a new one is being written, or the moment is over. */

@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Names and attributes. What must reach the disk is answered when it has; nothing else waits. An
- * editor's way of replacing spec.yaml by rename or unlink is played along with here.
- */
+/* Names, attributes and listings. What must reach the disk is answered when it has. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,8 +16,6 @@
 #include "vmfs/scratch.h"
 #include "vmfs/store.h"
 #include "vmfs/tty.h"
-
-#define SPEC_AWAY_MS 1000
 
 static bool is_vm(const NodeRef *r)
 {
@@ -81,11 +76,10 @@ static void reply_attr(fuse_req_t req, fuse_ino_t ino)
 	fuse_reply_attr(req, &st, fs_attr_timeout(&r));
 }
 
-static void attr_saved(void *arg, Vm *vm, int err)
+static void attr_saved(void *arg, int err)
 {
 	AttrChange *c = arg;
 
-	(void)vm;
 	if (err)
 		fuse_reply_err(c->req, err);
 	else
@@ -95,7 +89,7 @@ static void attr_saved(void *arg, Vm *vm, int err)
 
 static void attr_committed(void *arg, const GError *e)
 {
-	attr_saved(arg, NULL, e ? err_code(e) : 0);
+	attr_saved(arg, e ? err_code(e) : 0);
 }
 
 static AttrChange *attr_change(fuse_req_t req, fuse_ino_t ino)
@@ -255,212 +249,6 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int valid,
 		set_owner_or_mode(req, &r, attr, valid);
 	else
 		reply_attr(req, ino); /* times are ours to tell: touch(1) is a no-op */
-}
-
-/* ---- making, removing, renaming ---- */
-
-static void made(void *arg, Vm *vm, int err)
-{
-	NodeRef r = { .node = root_node.dir->child, .vm = vm };
-
-	if (err)
-		fuse_reply_err(arg, err);
-	else
-		fs_reply_entry(arg, &r);
-}
-
-static void changed(void *arg, Vm *vm, int err)
-{
-	(void)vm;
-	fuse_reply_err(arg, err);
-}
-
-void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
-{
-	NodeRef dir;
-	Caller who;
-	int err;
-
-	if (!fs_ref(req, parent, &dir))
-		return;
-	fs_caller(req, &who);
-	err = dir.node == &root_node ? registry_make(name, mode, &who, made, req) : EPERM;
-	if (err)
-		fuse_reply_err(req, err);
-}
-
-void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
-{
-	NodeRef dir, r;
-	int err;
-
-	if (!fs_ref(req, parent, &dir))
-		return;
-	if (!node_lookup(&dir, name, &r))
-		err = ENOENT;
-	else if (!r.node->dir)
-		err = ENOTDIR;
-	else
-		err = is_vm(&r) ? registry_remove(r.vm, changed, req) : EPERM;
-	if (err)
-		fuse_reply_err(req, err);
-}
-
-static void spec_is_back(void *arg)
-{
-	Vm *vm = arg;
-
-	vm->spec_back = NULL;
-	vm->spec_away = false;
-}
-
-void fs_spec_away(Vm *vm)
-{
-	vm->spec_away = true;
-	timer_stop(&vm->spec_back);
-	vm->spec_back = timer_start(SPEC_AWAY_MS, spec_is_back, vm);
-}
-
-void fs_spec_here(Vm *vm)
-{
-	timer_stop(&vm->spec_back);
-	vm->spec_away = false;
-}
-
-static void unlink_stored(void *arg, int err)
-{
-	fuse_reply_err(arg, err);
-}
-
-void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
-{
-	NodeRef dir, r;
-
-	if (!fs_ref(req, parent, &dir))
-		return;
-	if (!node_lookup(&dir, name, &r)) {
-		fuse_reply_err(req, ENOENT);
-	} else if (r.node->scratch) {
-		scratch_remove(r.vm, scratch_by_number(r.vm, r.sub));
-		fuse_reply_err(req, 0);
-	} else if (r.node->document) {
-		fs_spec_away(r.vm);
-		fuse_reply_err(req, 0);
-	} else if (r.node->remove) {
-		r.node->remove(&r);
-		store_barrier(unlink_stored, req);
-	} else {
-		fuse_reply_err(req, EPERM);
-	}
-}
-
-typedef struct Replace {
-	fuse_req_t req;
-	Vm *vm;
-	uint32_t scratch;
-} Replace;
-
-static void replaced(void *arg, const GError *e)
-{
-	Replace *p = arg;
-	Scratch *f = scratch_by_number(p->vm, p->scratch);
-
-	if (!e && f)
-		scratch_remove(p->vm, f);
-	fuse_reply_err(p->req, e ? err_code(e) : 0);
-	vm_unref(p->vm);
-	g_free(p);
-}
-
-static void replace_spec(fuse_req_t req, const NodeRef *from)
-{
-	Scratch *f = scratch_by_number(from->vm, from->sub);
-	g_autoptr(GBytes) text = g_bytes_new(f->data->data, f->data->len);
-	Replace *p = g_new0(Replace, 1);
-	Caller who;
-
-	p->req = req;
-	p->vm = vm_ref(from->vm);
-	p->scratch = f->number;
-	fs_spec_here(from->vm);
-	fs_caller_groups(req, &who);
-	/* mv(1) explains EINVAL as a directory moved into itself. */
-	document_commit(from->vm, text, &who, EBADMSG, replaced, p);
-	g_free(who.groups);
-}
-
-/* spec.yaml to a backup: a copy as scratch file, and spec.yaml is away for a moment. */
-static int back_up_spec(fuse_req_t req, Vm *vm, const char *name)
-{
-	const struct fuse_ctx *ctx = fuse_req_ctx(req);
-	Scratch *f = scratch_find(vm, name);
-	gsize len;
-	const char *text = g_bytes_get_data(vm->spec->text, &len);
-	int err = 0;
-
-	if (f)
-		scratch_remove(vm, f);
-	f = scratch_new(vm, name, 0600, ctx->uid, ctx->gid, &err);
-	if (!f)
-		return err;
-	(void)scratch_write(f, text, len, 0);
-	fs_spec_away(vm);
-	return 0;
-}
-
-static int rename_in_vm(fuse_req_t req, const NodeRef *from, const NodeRef *to, const char *newname,
-			bool *replied)
-{
-	bool to_spec = to->node && to->node->document;
-
-	if (from->node->document && to_spec)
-		return 0;
-	/* Not over a fixed file, nor in the place of one that is absent now. */
-	if (to->node && !to_spec && !to->node->scratch)
-		return EPERM;
-	if (from->node->document)
-		return back_up_spec(req, from->vm, newname);
-	if (!from->node->scratch)
-		return EPERM;
-	if (to_spec) {
-		replace_spec(req, from);
-		*replied = true;
-		return 0;
-	}
-	if (strlen(newname) > SCRATCH_MAX_NAME)
-		return ENAMETOOLONG;
-	scratch_rename(from->vm, scratch_by_number(from->vm, from->sub), newname);
-	return 0;
-}
-
-void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
-	       const char *newname, unsigned flags)
-{
-	NodeRef dir, newdir, from, to = { 0 };
-	bool exists, replied = false;
-	int err;
-
-	if (!fs_ref(req, parent, &dir) || !fs_ref(req, newparent, &newdir))
-		return;
-	if (!node_lookup(&dir, name, &from)) {
-		fuse_reply_err(req, ENOENT);
-		return;
-	}
-	exists = node_lookup(&newdir, newname, &to);
-	if (flags & ~(unsigned)RENAME_NOREPLACE)
-		err = EINVAL;
-	else if (exists && (flags & RENAME_NOREPLACE))
-		err = EEXIST;
-	else if (is_vm(&from) && newdir.node == &root_node)
-		err = registry_rename(from.vm, newname, changed, req);
-	else if (from.node->dir || !is_vm(&dir) || !is_vm(&newdir))
-		err = EPERM;
-	else if (dir.vm != newdir.vm)
-		err = EXDEV; /* mv(1) then copies */
-	else
-		err = rename_in_vm(req, &from, &to, newname, &replied);
-	if (err || (!replied && !is_vm(&from)))
-		fuse_reply_err(req, err);
 }
 
 /* ---- listing ---- */

@@ -51,12 +51,20 @@ static void help_row(const Node *n, const char *path, GString *out)
 	g_string_append_printf(out, "%-30s %-5s%s\n", path, access_of(n), n->doc);
 }
 
+/* From v on, the first that is a word for `state`; or the end of the table. */
+static const Verb *first_word(const Verb *v)
+{
+	while (v->silent)
+		v++;
+	return v;
+}
+
 void node_help(GString *out)
 {
 	g_string_append(out, "FILES\n");
 	walk(&root_node, "/", help_row, out);
 	g_string_append(out, "\nVERBS, written to NAME/state\n");
-	for (const Verb *v = verbs; v->name; v++)
+	for (const Verb *v = first_word(verbs); v->name; v = first_word(v + 1))
 		g_string_append_printf(out, "%s%-*s %s\n", v->name, (int)(16 - strlen(v->name)),
 				       v->seconds ? " [SECONDS]" : "", v->doc);
 	g_string_append(out, "running, stopped, paused: make it so; done at once if it is\n"
@@ -88,7 +96,7 @@ void node_man(GString *out)
 	g_string_append(out, "# FILES\n\n");
 	walk(&root_node, "/", man_row, out);
 	g_string_append(out, "# VERBS\n\nOne write to _NAME/state_ is one command.\n\n");
-	for (const Verb *v = verbs; v->name; v++) {
+	for (const Verb *v = first_word(verbs); v->name; v = first_word(v + 1)) {
 		g_string_append_printf(out, "*%s*%s\n\t", v->name, v->seconds ? " [SECONDS]" : "");
 		man_text(v->doc, out);
 		g_string_append(out, "\n\n");
@@ -125,7 +133,7 @@ void node_markdown(GString *out)
 	g_string_append(out, "<!-- tree -->\n| file | | what |\n|---|---|---|\n");
 	walk(&root_node, "/", markdown_row, out);
 	g_string_append(out, "<!-- verbs -->\n| written to `state` | |\n|---|---|\n");
-	for (const Verb *v = verbs; v->name; v++)
+	for (const Verb *v = first_word(verbs); v->name; v = first_word(v + 1))
 		g_string_append_printf(out, "| `%s%s` | %s |\n", v->name,
 				       v->seconds ? " [SECONDS]" : "", v->doc);
 	g_string_append(out,

@@ -76,6 +76,9 @@ struct Node {
 	const char *doc;		   /* one sentence, for help and the manual */
 };
 
+/* How a change of the tree ended: 0 or an errno. */
+typedef void (*NodeDone)(void *arg, int err);
+
 /* A directory: rows, and perhaps objects that are all of one row. */
 struct Dir {
 	const Node *rows;  /* ended by a row without a name */
@@ -84,6 +87,20 @@ struct Dir {
 	 * no more. */
 	uint32_t (*next)(const NodeRef *dir, uint32_t after, char name[256]);
 	uint32_t (*find)(const NodeRef *dir, const char *name); /* 0: none */
+
+	/*
+	 * What its users do to the objects; NULL: EPERM. An errno that is known at once is
+	 * returned. Else 0 is, and done is called once, within a second or so: the kernel keeps
+	 * the directory locked meanwhile. `who` is borrowed, and has its groups.
+	 */
+	int (*make)(const NodeRef *dir, const char *name, mode_t mode, const Caller *who,
+		    NodeDone done, void *arg); /* mkdir(2) */
+	int (*link)(const NodeRef *dir, const char *name, const char *target, const Caller *who,
+		    NodeDone done, void *arg); /* symlink(2) */
+	/* rmdir(2) or unlink(2), as the kind of the object is */
+	int (*drop)(const NodeRef *r, const Caller *who, NodeDone done, void *arg);
+	/* To another name in the same directory. An object of that name may exist. */
+	int (*rename)(const NodeRef *r, const char *newname, NodeDone done, void *arg);
 };
 
 extern const Node root_node; /* nodes_root.c */

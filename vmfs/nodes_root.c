@@ -22,6 +22,24 @@ static uint32_t find_vm(const NodeRef *dir, const char *name)
 	return vm ? vm->serial : 0;
 }
 
+static int make_vm(const NodeRef *dir, const char *name, mode_t mode, const Caller *who,
+		   NodeDone done, void *arg)
+{
+	(void)dir;
+	return registry_make(name, mode, who, done, arg);
+}
+
+static int drop_vm(const NodeRef *r, const Caller *who, NodeDone done, void *arg)
+{
+	(void)who;
+	return registry_remove(r->vm, done, arg);
+}
+
+static int rename_vm(const NodeRef *r, const char *newname, NodeDone done, void *arg)
+{
+	return registry_rename(r->vm, newname, done, arg);
+}
+
 static const Node vm_node = {
 	2,
 	"NAME",
@@ -35,6 +53,9 @@ static const Dir root_dir = {
 	.child = &vm_node,
 	.next = next_vm,
 	.find = find_vm,
+	.make = make_vm,
+	.drop = drop_vm,
+	.rename = rename_vm,
 };
 
 const Node root_node = {

@@ -33,8 +33,8 @@ struct Op {
 	Timer *deadline;
 	const Step *steps; /* NULL: a single step that the backend finishes itself */
 	unsigned step;
-	void *ctx;
-	GDestroyNotify free_ctx;
+	void *ctx, *arg;
+	GDestroyNotify free_ctx, free_arg;
 	void (*cancel)(Op *op, void *ctx);
 	void (*ended)(Op *op);
 	GPtrArray *waiters; /* of OpWaiter */
@@ -44,7 +44,7 @@ static uint64_t deadline_limit_ms;
 
 static void undo_step(Op *op);
 
-Op *op_new(Vm *vm, const Verb *verb, uint64_t seconds_ms)
+Op *op_new(Vm *vm, const Verb *verb, uint64_t seconds_ms, void *arg, GDestroyNotify free_arg)
 {
 	Op *op = g_new0(Op, 1);
 
@@ -52,6 +52,8 @@ Op *op_new(Vm *vm, const Verb *verb, uint64_t seconds_ms)
 	op->vm = vm;
 	op->verb = verb;
 	op->seconds_ms = seconds_ms;
+	op->arg = arg;
+	op->free_arg = free_arg;
 	op->percent = -1;
 	op->waiters = g_ptr_array_new();
 	return op;
@@ -70,6 +72,8 @@ void op_unref(Op *op)
 	timer_stop(&op->deadline);
 	if (op->free_ctx)
 		op->free_ctx(op->ctx);
+	if (op->free_arg)
+		op->free_arg(op->arg);
 	g_clear_error(&op->error);
 	g_ptr_array_unref(op->waiters);
 	g_free(op);
@@ -261,6 +265,11 @@ OpKind op_kind(const Op *op)
 uint64_t op_seconds_ms(const Op *op)
 {
 	return op->seconds_ms;
+}
+
+void *op_arg(const Op *op)
+{
+	return op->arg;
 }
 
 const Verb *op_verb(const Op *op)

@@ -38,7 +38,7 @@ typedef enum OpKind {
 	OP_MAX,
 } OpKind;
 
-/* One row a verb. */
+/* One row a verb: what a backend can be asked to do to a VM. */
 typedef struct Verb {
 	const char *name;
 	OpKind kind;
@@ -47,11 +47,12 @@ typedef struct Verb {
 	uint64_t deadline_ms;
 	bool seconds; /* takes an optional number of seconds */
 	bool preempt; /* cancels the op that runs and goes first */
+	bool silent;  /* not a word for `state`: ordered by other files */
 	const char *doc;
 } Verb;
 
-extern const Verb verbs[]; /* ended by a row without a name */
-const Verb *verb_find(const char *name);
+extern const Verb verbs[];		 /* ended by a row without a name */
+const Verb *verb_find(const char *name); /* by its word for `state` */
 const Verb *verb_of(OpKind kind);
 
 /*
@@ -84,10 +85,12 @@ void op_progress(Op *op, unsigned percent);
 Vm *op_vm(const Op *op);
 OpKind op_kind(const Op *op);
 uint64_t op_seconds_ms(const Op *op); /* the verb's argument or the spec's stop_timeout, in ms */
+void *op_arg(const Op *op);	      /* what was ordered, as the verb's kind has it; or NULL */
 
 /* For the core: */
 
-Op *op_new(Vm *vm, const Verb *verb, uint64_t seconds_ms);
+/* Takes arg, which is freed with the op. */
+Op *op_new(Vm *vm, const Verb *verb, uint64_t seconds_ms, void *arg, GDestroyNotify free_arg);
 Op *op_ref(Op *op);
 void op_unref(Op *op);
 /* Give the op to its VM's backend; ended() is called once, before the waiters. */

@@ -284,7 +284,7 @@ static Change *change_new(Vm *vm, RegistryDone fn, void *arg)
 static void change_end(Change *c, int err)
 {
 	if (c->fn)
-		c->fn(c->arg, err ? NULL : c->vm, err);
+		c->fn(c->arg, err);
 	vm_unref(c->vm);
 	g_free(c->old_name);
 	g_free(c);

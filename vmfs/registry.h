@@ -38,8 +38,8 @@ typedef struct RootAttr {
 const RootAttr *registry_root(void);
 void registry_set_root(const RootAttr *attr);
 
-/* fn gets a finished VM (borrowed), or NULL and an errno. */
-typedef void (*RegistryDone)(void *arg, Vm *vm, int err);
+/* err: 0 or an errno. */
+typedef void (*RegistryDone)(void *arg, int err);
 /* Make a VM. Errors known at once (EEXIST, EINVAL, ENAMETOOLONG, ENOSPC) are returned; else 0. */
 int registry_make(const char *name, mode_t mode, const Caller *who, RegistryDone fn, void *arg);
 /* Destroy one. EBUSY (with a sentence in `error`) while it is live. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The verbs that `state` takes: one row each. */
+/* The verbs: one row each. */
 #include <string.h>
 
 #include "vmfs/op.h"
@@ -33,7 +33,7 @@ const Verb verbs[] = {
 const Verb *verb_find(const char *name)
 {
 	for (const Verb *v = verbs; v->name; v++)
-		if (!strcmp(v->name, name))
+		if (!v->silent && !strcmp(v->name, name))
 			return v;
 	return NULL;
 }

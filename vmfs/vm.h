@@ -165,6 +165,11 @@ void vm_adopt(Vm *vm);
  * in `error` already). Else *op (a reference) is what to wait for, or NULL: nothing left to do.
  */
 bool vm_command(Vm *vm, const char *text, size_t len, Op **op, GError **err);
+/*
+ * Order one thing of the VM's backend. false: refused, with nothing changed. Else *op (borrowed) is
+ * what does it; its failure will be in `error`. Takes arg in any case.
+ */
+bool vm_order(Vm *vm, OpKind kind, void *arg, GDestroyNotify free_arg, Op **op, GError **err);
 /* An op of the VM has ended: begin the one that cancelled it, if any. */
 void vm_run_next(Vm *vm);
 

@@ -282,6 +282,6 @@ void vm_adopt(Vm *vm)
 	vm->bv->vm = vm;
 	vm->bv->spec = started ? started : spec_ref(vm->spec);
 	vm_ref(vm);
-	vm->op = op_new(vm, &adopt_verb, 0);
+	vm->op = op_new(vm, &adopt_verb, 0, NULL, NULL);
 	op_start(vm->op, run_adopt, vm->bv, adopt_ended);
 }

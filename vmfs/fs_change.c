@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Making, removing and renaming. A directory that can be changed says how in its Dir; an editor's
+ * way of replacing spec.yaml by rename or unlink is played along with here.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "vmfs/document.h"
+#include "vmfs/err.h"
+#include "vmfs/fs_internal.h"
+#include "vmfs/loop.h"
+#include "vmfs/scratch.h"
+#include "vmfs/store.h"
+
+#define SPEC_AWAY_MS 1000
+
+/* A request that waits for a directory's slot to call changed(). */
+typedef struct Change {
+	Parked parked;
+	NodeRef dir; /* holds a reference to the VM */
+	char *name;  /* of what is made, to be answered with its entry; or NULL */
+	bool over;   /* answered, because its caller was hit by a signal */
+} Change;
+
+static void change_free(Change *c)
+{
+	if (c->dir.vm)
+		vm_unref(c->dir.vm);
+	g_free(c->name);
+	g_free(c);
+}
+
+static void change_ended(Parked *parked, int err)
+{
+	Change *c = (Change *)parked;
+
+	fuse_reply_err(fs_unpark(parked), err);
+	c->over = true;
+}
+
+static Change *change_new(fuse_req_t req, const NodeRef *dir, const char *name)
+{
+	Change *c = g_new0(Change, 1);
+
+	c->dir = *dir;
+	if (dir->vm)
+		vm_ref(dir->vm);
+	c->name = g_strdup(name);
+	fs_park(&c->parked, req, change_ended);
+	return c;
+}
+
+static void changed(void *arg, int err)
+{
+	Change *c = arg;
+	fuse_req_t req;
+	NodeRef r;
+
+	if (!c->over) {
+		req = fs_unpark(&c->parked);
+		if (err || !c->name)
+			fuse_reply_err(req, err);
+		else if (node_lookup(&c->dir, c->name, &r))
+			fs_reply_entry(req, &r);
+		else
+			fuse_reply_err(req, ENOENT); /* removed again meanwhile */
+	}
+	change_free(c);
+}
+
+/* The slot said at once what was wrong; otherwise it has called changed(), or will. */
+static void change_begun(Change *c, int err)
+{
+	if (err)
+		changed(c, err);
+}
+
+void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
+{
+	NodeRef dir;
+	Caller who;
+	Change *c;
+
+	if (!fs_ref(req, parent, &dir))
+		return;
+	if (!dir.node->dir->make) {
+		fuse_reply_err(req, EPERM);
+		return;
+	}
+	fs_caller_groups(req, &who);
+	c = change_new(req, &dir, name);
+	change_begun(c, dir.node->dir->make(&dir, name, mode, &who, changed, c));
+	g_free(who.groups);
+}
+
+void fs_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name)
+{
+	NodeRef dir;
+	Caller who;
+	Change *c;
+
+	if (!fs_ref(req, parent, &dir))
+		return;
+	if (!dir.node->dir->link) {
+		fuse_reply_err(req, EPERM);
+		return;
+	}
+	fs_caller_groups(req, &who);
+	c = change_new(req, &dir, name);
+	change_begun(c, dir.node->dir->link(&dir, name, target, &who, changed, c));
+	g_free(who.groups);
+}
+
+/* An object of the directory goes, by rmdir(2) or unlink(2) as its kind wants. */
+static void drop(fuse_req_t req, const NodeRef *dir, const NodeRef *r)
+{
+	Caller who;
+	Change *c;
+
+	if (r->node != dir->node->dir->child || !dir->node->dir->drop) {
+		fuse_reply_err(req, EPERM);
+		return;
+	}
+	fs_caller_groups(req, &who);
+	c = change_new(req, dir, NULL);
+	change_begun(c, dir->node->dir->drop(r, &who, changed, c));
+	g_free(who.groups);
+}
+
+void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	NodeRef dir, r;
+
+	if (!fs_ref(req, parent, &dir))
+		return;
+	if (!node_lookup(&dir, name, &r))
+		fuse_reply_err(req, ENOENT);
+	else if (!r.node->dir)
+		fuse_reply_err(req, ENOTDIR);
+	else
+		drop(req, &dir, &r);
+}
+
+/* ---- spec.yaml, as editors write it ---- */
+
+static void spec_is_back(void *arg)
+{
+	Vm *vm = arg;
+
+	vm->spec_back = NULL;
+	vm->spec_away = false;
+}
+
+void fs_spec_away(Vm *vm)
+{
+	vm->spec_away = true;
+	timer_stop(&vm->spec_back);
+	vm->spec_back = timer_start(SPEC_AWAY_MS, spec_is_back, vm);
+}
+
+void fs_spec_here(Vm *vm)
+{
+	timer_stop(&vm->spec_back);
+	vm->spec_away = false;
+}
+
+static void unlink_stored(void *arg, int err)
+{
+	fuse_reply_err(arg, err);
+}
+
+void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	NodeRef dir, r;
+
+	if (!fs_ref(req, parent, &dir))
+		return;
+	if (!node_lookup(&dir, name, &r)) {
+		fuse_reply_err(req, ENOENT);
+	} else if (r.node->scratch) {
+		scratch_remove(r.vm, scratch_by_number(r.vm, r.sub));
+		fuse_reply_err(req, 0);
+	} else if (r.node->document) {
+		fs_spec_away(r.vm);
+		fuse_reply_err(req, 0);
+	} else if (r.node->remove) {
+		r.node->remove(&r);
+		store_barrier(unlink_stored, req);
+	} else {
+		drop(req, &dir, &r);
+	}
+}
+
+typedef struct Replace {
+	fuse_req_t req;
+	Vm *vm;
+	uint32_t scratch;
+} Replace;
+
+static void replaced(void *arg, const GError *e)
+{
+	Replace *p = arg;
+	Scratch *f = scratch_by_number(p->vm, p->scratch);
+
+	if (!e && f)
+		scratch_remove(p->vm, f);
+	fuse_reply_err(p->req, e ? err_code(e) : 0);
+	vm_unref(p->vm);
+	g_free(p);
+}
+
+static void replace_spec(fuse_req_t req, const NodeRef *from)
+{
+	Scratch *f = scratch_by_number(from->vm, from->sub);
+	g_autoptr(GBytes) text = g_bytes_new(f->data->data, f->data->len);
+	Replace *p = g_new0(Replace, 1);
+	Caller who;
+
+	p->req = req;
+	p->vm = vm_ref(from->vm);
+	p->scratch = f->number;
+	fs_spec_here(from->vm);
+	fs_caller_groups(req, &who);
+	/* mv(1) explains EINVAL as a directory moved into itself. */
+	document_commit(from->vm, text, &who, EBADMSG, replaced, p);
+	g_free(who.groups);
+}
+
+/* spec.yaml to a backup: a copy as scratch file, and spec.yaml is away for a moment. */
+static int back_up_spec(fuse_req_t req, Vm *vm, const char *name)
+{
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+	Scratch *f = scratch_find(vm, name);
+	gsize len;
+	const char *text = g_bytes_get_data(vm->spec->text, &len);
+	int err = 0;
+
+	if (f)
+		scratch_remove(vm, f);
+	f = scratch_new(vm, name, 0600, ctx->uid, ctx->gid, &err);
+	if (!f)
+		return err;
+	(void)scratch_write(f, text, len, 0);
+	fs_spec_away(vm);
+	return 0;
+}
+
+/* In a VM's own directory: between spec.yaml and an editor's files. */
+static int rename_in_vm(fuse_req_t req, const NodeRef *from, const NodeRef *to, const char *newname,
+			bool *replied)
+{
+	bool to_spec = to->node && to->node->document;
+
+	if (from->node->document && to_spec)
+		return 0;
+	/* Not over a fixed file, nor in the place of one that is absent now. */
+	if (to->node && !to_spec && !to->node->scratch)
+		return EPERM;
+	if (from->node->document)
+		return back_up_spec(req, from->vm, newname);
+	if (!from->node->scratch)
+		return EPERM;
+	if (to_spec) {
+		replace_spec(req, from);
+		*replied = true;
+		return 0;
+	}
+	if (strlen(newname) > SCRATCH_MAX_NAME)
+		return ENAMETOOLONG;
+	scratch_rename(from->vm, scratch_by_number(from->vm, from->sub), newname);
+	return 0;
+}
+
+static int rename_object(fuse_req_t req, const NodeRef *dir, const NodeRef *from,
+			 const char *newname)
+{
+	Change *c;
+
+	if (!dir->node->dir->rename)
+		return EPERM;
+	c = change_new(req, dir, NULL);
+	change_begun(c, dir->node->dir->rename(from, newname, changed, c));
+	return 0;
+}
+
+static bool is_vm(const NodeRef *r)
+{
+	return r->node == root_node.dir->child;
+}
+
+void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
+	       const char *newname, unsigned flags)
+{
+	NodeRef dir, newdir, from, to = { 0 };
+	bool exists, replied = false;
+	int err;
+
+	if (!fs_ref(req, parent, &dir) || !fs_ref(req, newparent, &newdir))
+		return;
+	if (!node_lookup(&dir, name, &from)) {
+		fuse_reply_err(req, ENOENT);
+		return;
+	}
+	exists = node_lookup(&newdir, newname, &to);
+	if (flags & ~(unsigned)RENAME_NOREPLACE) {
+		err = EINVAL;
+	} else if (exists && (flags & RENAME_NOREPLACE)) {
+		err = EEXIST;
+	} else if (parent == newparent && !from.node->scratch &&
+		   from.node == dir.node->dir->child) {
+		err = rename_object(req, &dir, &from, newname);
+		replied = !err;
+	} else if (from.node->dir || !is_vm(&dir) || !is_vm(&newdir)) {
+		err = EPERM;
+	} else if (dir.vm != newdir.vm) {
+		err = EXDEV; /* mv(1) then copies */
+	} else {
+		err = rename_in_vm(req, &from, &to, newname, &replied);
+	}
+	if (!replied)
+		fuse_reply_err(req, err);
+}
