@@ -18,6 +18,12 @@
 typedef struct Backend Backend;
 typedef struct BackendVm BackendVm;
 
+/* op_arg() of OP_APPLY. */
+typedef struct SpecChange {
+	char *key;  /* as of spec_diff(): "memory", "disks.data", "nics.eth0.ports" */
+	Spec *want; /* BackendVm.spec with that one difference */
+} SpecChange;
+
 typedef struct BackendClass {
 	const char *name, *doc;
 	size_t vm_size; /* of the derived BackendVm, whose first member is the base; zeroed */
@@ -40,6 +46,12 @@ typedef struct BackendClass {
 	 * start and report backend_gone().
 	 */
 	void (*op[OP_MAX])(BackendVm *bv, Op *op);
+	/*
+	 * Pure: could OP_APPLY (op[OP_APPLY]) make this difference between `want` and bv->spec good
+	 * while the VM runs? The op changes the VM in one key, or fails with nothing changed; when
+	 * it succeeds, the core takes its `want` for bv->spec.
+	 */
+	bool (*can_apply)(const BackendVm *bv, const Spec *want, const char *key);
 	/* Type these bytes; returns how many were taken, 0 when the buffer is full. */
 	size_t (*console_write)(BackendVm *bv, const char *data, size_t len);
 	/* Ask the guest for its addresses again (someone began to wait for one). */
@@ -77,6 +89,8 @@ void backend_console(BackendVm *bv, const char *data, size_t len);
 void backend_console_room(BackendVm *bv);
 /* A `key value` line of `status` for as long as the VM runs; NULL takes it away. */
 void backend_fact(BackendVm *bv, const char *key, const char *value);
+/* What runs is no longer what it was, and nobody ordered that: take `spec` for bv->spec. */
+void backend_spec(BackendVm *bv, Spec *spec);
 /* What save() writes has changed and must reach the disk. */
 void backend_changed(BackendVm *bv);
 void backend_pid(BackendVm *bv, pid_t pid);

@@ -196,10 +196,13 @@ static void op_ended(Op *op)
 	vm->op = NULL;
 	if (e)
 		log_info("%s: %s: %s", vm->name, verb, e->message);
-	vm_set_error(vm, verb, e);
+	/* One change that was made says nothing of those before it. */
+	if (e || op_kind(op) != OP_APPLY)
+		vm_set_error(vm, verb, e);
 	vm_refresh_state(vm);
 	vm_changed(vm, EV_OPERATION);
 	vm_save_run(vm);
+	vm_apply_ended(vm, op);
 	op_unref(op);
 	vm_run_next(vm);
 	vm_unref(vm);

@@ -18,8 +18,10 @@
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
 #include "vmfs/store.h"
+#include "vmfs/waitq.h"
 
 #define PATHS_DEADLINE_MS 1000
+#define APPLY_DEADLINE_MS 800 /* that a commit waits for what runs to follow it */
 
 static char *mountpoint;
 
@@ -32,6 +34,7 @@ typedef struct Commit {
 	DocumentDone fn;
 	void *arg;
 	Timer *timer;
+	WaitEntry wait; /* until what runs has followed */
 	GError *error;
 } Commit;
 
@@ -166,6 +169,41 @@ static void refuse(Commit *c, GError *take)
 	store_barrier(answer, c);
 }
 
+static void settled(Commit *c)
+{
+	timer_stop(&c->timer);
+	waitq_remove(&c->wait);
+	store_barrier(answer, c);
+}
+
+static void look_again(WaitEntry *e)
+{
+	Commit *c = WAIT_OWNER(e, Commit, wait);
+
+	if (!vm_is_applying(c->vm))
+		settled(c);
+}
+
+static void settle_late(void *arg)
+{
+	Commit *c = arg;
+
+	c->timer = NULL;
+	settled(c);
+}
+
+/* So that `pending` is true right after; what takes longer goes on. */
+static void settle(Commit *c)
+{
+	if (!vm_is_applying(c->vm)) {
+		store_barrier(answer, c);
+		return;
+	}
+	c->wait.wake = look_again;
+	waitq_add(&c->vm->waiters, &c->wait);
+	c->timer = timer_start(APPLY_DEADLINE_MS, settle_late, c);
+}
+
 static void stored(void *arg, int err)
 {
 	Commit *c = arg;
@@ -178,8 +216,9 @@ static void stored(void *arg, int err)
 		vm_set_spec(c->vm, c->spec);
 		vm_set_rejected(c->vm, NULL);
 		vm_set_error(c->vm, "spec.yaml", NULL);
+		vm_apply(c->vm);
 	}
-	store_barrier(answer, c);
+	settle(c);
 }
 
 static void paths_good(Commit *c)
@@ -191,6 +230,8 @@ static void paths_good(Commit *c)
 		return;
 	}
 	path = g_strdup_printf("vms/%u/spec.yaml", c->vm->serial);
+	/* First: a successor must not take the new one for what runs. */
+	vm_save_started(c->vm);
 	store_put(path, c->text, true, stored, c);
 }
 

@@ -35,6 +35,7 @@ typedef enum OpKind {
 	OP_REBOOT,
 	OP_RESET,
 	OP_ADOPT,
+	OP_APPLY,
 	OP_MAX,
 } OpKind;
 

@@ -346,6 +346,24 @@ GPtrArray *spec_diff(const Spec *want, const Spec *have)
 	return out;
 }
 
+const void *spec_named(const Spec *s, const char *key)
+{
+	const char *dot = strchr(key, '.');
+
+	for (const Field *f = top_fields; dot && f->name; f++) {
+		const GPtrArray *objects;
+		int at;
+
+		if (f->type != FIELD_NAMED || strncmp(f->name, key, (size_t)(dot - key)) != 0 ||
+		    f->name[dot - key])
+			continue;
+		objects = *(GPtrArray *const *)spec_field_slot(f, s);
+		at = find_named(objects, dot + 1);
+		return at < 0 ? NULL : objects->pdata[at];
+	}
+	return NULL;
+}
+
 /* Paths */
 
 static void path_free(void *arg)

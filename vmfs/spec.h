@@ -83,6 +83,17 @@ bool spec_parse_prefix(const char *text, size_t len, GError **err);
 /* Keys ("memory", "disks.root.size", "nics.eth0") in which `want` differs from `have`. */
 GPtrArray *spec_diff(const Spec *want, const Spec *have);
 
+/*
+ * `have`, but with the one difference `key` (of spec_diff()) as `want` has it: a new reference.
+ * NULL when such a spec makes no sense.
+ */
+Spec *spec_merge(const Spec *have, const Spec *want, const char *key);
+/* Of the text of such a spec: not bound by what the host has now, nor by SPEC_MAX_TEXT. */
+Spec *spec_restore(const char *text, size_t len, GError **err);
+
+/* The object (SpecDisk, SpecNic...) that "disks.data" names; NULL: there is none. */
+const void *spec_named(const Spec *s, const char *key);
+
 /* A host path that the document names. The bare name of an image is none. */
 typedef struct SpecPath {
 	char *key; /* "disks.root.image" */

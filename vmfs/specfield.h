@@ -50,6 +50,7 @@ typedef struct Field {
 typedef struct Reader {
 	GString *path;	  /* "disks.root" */
 	GHashTable *once; /* char *: what only one place of the document may have */
+	bool stored;	  /* it was good once: what this host has now does not matter */
 } Reader;
 
 struct Section {

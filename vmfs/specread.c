@@ -175,12 +175,12 @@ bool spec_field_set(const Field *f, const char *text, void *slot, GError **err)
 }
 
 /* What a document may ask for of this host. Presets are not measured by it. */
-static bool check_host(const Field *f, const void *slot, GError **err)
+static bool check_host(const Reader *r, const Field *f, const void *slot, GError **err)
 {
 	g_autofree char *want = NULL, *have = NULL;
 	uint64_t max = f->type == FIELD_SIZE ? host_memory : host_cpus;
 
-	if (!f->of_host || !max)
+	if (!f->of_host || !max || r->stored)
 		return true;
 	if (f->type == FIELD_SIZE) {
 		uint64_t n;
@@ -305,7 +305,7 @@ static bool read_scalar(Reader *r, const Field *f, const YamlNode *node, void *s
 	if (node->kind != YAML_IS_SCALAR)
 		return fail(r, node, err, "needs one value, not a %s",
 			    node->kind == YAML_IS_MAPPING ? "mapping" : "list");
-	if (spec_field_set(f, node->text, slot, &error) && check_host(f, slot, &error))
+	if (spec_field_set(f, node->text, slot, &error) && check_host(r, f, slot, &error))
 		return true;
 	fail(r, node, err, "%s", error->message);
 	g_error_free(error);
@@ -434,14 +434,17 @@ bool spec_check_top(Reader *r, void *object, const YamlNode *map, GError **err)
 
 /* Documents */
 
-static Spec *read_document(const char *text, size_t len, bool prefix, GError **err)
+typedef enum Manner { WHOLE, PREFIX, STORED } Manner;
+
+static Spec *read_document(const char *text, size_t len, Manner manner, GError **err)
 {
+	const bool prefix = manner == PREFIX;
 	static const YamlLimits max = { .depth = SPEC_MAX_DEPTH, .items = SPEC_MAX_ITEMS };
 	g_autoptr(GString) path = g_string_new(NULL);
 	g_autoptr(GHashTable) once = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
 	g_auto(YamlTree) tree = { 0 };
 	g_autoptr(Spec) spec = NULL;
-	Reader r = { .path = path, .once = once };
+	Reader r = { .path = path, .once = once, .stored = manner == STORED };
 
 	yaml_load(&tree, text, len, prefix, &max);
 	spec = spec_new(g_bytes_new(text, len));
@@ -475,7 +478,12 @@ Spec *spec_parse(const char *text, size_t len, GError **err)
 {
 	if (!check_length(len, err))
 		return NULL;
-	return read_document(text ? text : "", len, false, err);
+	return read_document(text ? text : "", len, WHOLE, err);
+}
+
+Spec *spec_restore(const char *text, size_t len, GError **err)
+{
+	return read_document(text ? text : "", len, STORED, err);
 }
 
 bool spec_parse_prefix(const char *text, size_t len, GError **err)
@@ -487,6 +495,6 @@ bool spec_parse_prefix(const char *text, size_t len, GError **err)
 		return false;
 	if (!last)
 		return true;
-	spec = read_document(text, (size_t)(last + 1 - text), true, err);
+	spec = read_document(text, (size_t)(last + 1 - text), PREFIX, err);
 	return spec != NULL;
 }

@@ -26,6 +26,8 @@ const Verb verbs[] = {
 	  .doc = "ask the guest to restart; done when it has reset" },
 	{ "reset",  OP_RESET,  S(RUNNING) | S(PAUSED),      VM_STATE_MAX, VM_STATE_MAX, 10000,
 	  .doc = "press the reset button" },
+	{ "apply",  OP_APPLY,  S(RUNNING) | S(PAUSED),      VM_STATE_MAX, VM_STATE_MAX, 15000,
+	  .silent = true, .doc = "change what runs to what spec.yaml says" },
 	{ 0 },
 };
 // clang-format on

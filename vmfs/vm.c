@@ -99,6 +99,8 @@ void vm_unref(Vm *vm)
 		g_ptr_array_unref(vm->facts);
 	if (vm->run)
 		g_key_file_unref(vm->run);
+	if (vm->to_apply)
+		g_ptr_array_unref(vm->to_apply);
 	g_strfreev(vm->ips);
 	stream_free(vm->console);
 	stream_free(vm->events);
@@ -249,11 +251,6 @@ GPtrArray *vm_pending(const Vm *vm)
 
 void vm_set_spec(Vm *vm, Spec *spec)
 {
-	if (vm->bv && vm_is_live(vm)) {
-		g_autofree char *path = g_strdup_printf("vms/%u/started.yaml", vm->serial);
-
-		store_put(path, vm->bv->spec->text, false, NULL, NULL);
-	}
 	spec_ref(spec);
 	spec_unref(vm->spec);
 	vm->spec = spec;

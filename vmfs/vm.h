@@ -88,7 +88,9 @@ struct Vm {
 	guint run_hash; /* of what vm_save_run() wrote last */
 	GKeyFile *run;	/* what the backend stored before the daemon restarted */
 	char *data_dir, *run_dir;
-	Op *op, *next_op; /* under way; waiting for op to be cancelled */
+	Op *op, *next_op;    /* under way; waiting for op to be cancelled */
+	GPtrArray *to_apply; /* keys of spec.yaml that are still to be tried live; NULL: none */
+	bool apply_later;    /* the spec was changed while another op was under way */
 
 	Stream *console, *events;    /* NULL until first used */
 	uint32_t versions[EV_COUNT]; /* how often each has changed */
@@ -154,6 +156,8 @@ ssize_t vm_type(Vm *vm, const char *data, size_t len);
 /* Write to the store: identity and attributes; what a restarted daemon must know of the run. */
 GBytes *vm_meta(const Vm *vm);
 void vm_save_run(Vm *vm);
+/* Write the spec of what runs, which is no longer that of spec.yaml, or will not be. */
+void vm_save_started(Vm *vm);
 /* Fill in from the store. false: damaged. */
 bool vm_load(Vm *vm);
 bool vm_load_meta(Vm *vm, GBytes *meta);
@@ -172,6 +176,19 @@ bool vm_command(Vm *vm, const char *text, size_t len, Op **op, GError **err);
 bool vm_order(Vm *vm, OpKind kind, void *arg, GDestroyNotify free_arg, Op **op, GError **err);
 /* An op of the VM has ended: begin the one that cancelled it, if any. */
 void vm_run_next(Vm *vm);
+
+/*
+ * Make what runs as the spec is, in all that the backend can change while it runs, a key at a
+ * time. What it cannot or fails to change stays in vm_pending(); failures are in `error`.
+ */
+void vm_apply(Vm *vm);
+bool vm_is_applying(const Vm *vm);
+/* The backend could do that now. `key` is one of spec_diff(want, what runs). */
+bool vm_can_apply(const Vm *vm, const Spec *want, const char *key);
+/* Order one change of what runs: as vm_order(). */
+bool vm_order_change(Vm *vm, const Spec *want, const char *key, Op **op, GError **err);
+/* For command.c: an op has ended. */
+void vm_apply_ended(Vm *vm, const Op *op);
 
 static inline int64_t vm_now(void)
 {

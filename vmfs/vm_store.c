@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What is stored of a VM. `meta` is its identity, `run` what a restarted daemon must know of the
- * VMM that may still run, `started.yaml` the spec it was started with once that was edited since.
+ * VMM that may still run, `started.yaml` the spec of what runs once that is not spec.yaml.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -148,6 +148,14 @@ void vm_save_run(Vm *vm)
 	store_put_run(vm->serial, bytes);
 }
 
+void vm_save_started(Vm *vm)
+{
+	g_autofree char *path = g_strdup_printf("vms/%u/started.yaml", vm->serial);
+
+	if (vm->bv && vm_is_live(vm))
+		store_put(path, vm->bv->spec->text, false, NULL, NULL);
+}
+
 static GBytes *get_file(const Vm *vm, const char *name)
 {
 	g_autofree char *path = g_strdup_printf("vms/%u/%s", vm->serial, name);
@@ -155,7 +163,8 @@ static GBytes *get_file(const Vm *vm, const char *name)
 	return store_get(path, MAX_FILE);
 }
 
-static Spec *load_spec(Vm *vm, const char *name, GError **err)
+static Spec *load_spec(Vm *vm, const char *name,
+		       Spec *(*parse)(const char *text, size_t len, GError **err), GError **err)
 {
 	g_autoptr(GBytes) text = get_file(vm, name);
 	gsize len;
@@ -164,7 +173,7 @@ static Spec *load_spec(Vm *vm, const char *name, GError **err)
 	if (!text)
 		return NULL;
 	data = g_bytes_get_data(text, &len);
-	return spec_parse(data ? data : "", len, err);
+	return parse(data ? data : "", len, err);
 }
 
 static void load_run(Vm *vm)
@@ -201,7 +210,7 @@ bool vm_load(Vm *vm)
 	vm->rejected = get_file(vm, "spec.yaml.rej");
 	if (error)
 		vm->error = g_strndup(g_bytes_get_data(error, NULL), g_bytes_get_size(error));
-	spec = load_spec(vm, "spec.yaml", &e);
+	spec = load_spec(vm, "spec.yaml", spec_parse, &e);
 	if (spec) {
 		spec_unref(vm->spec);
 		vm->spec = spec;
@@ -229,6 +238,7 @@ static void adopt_ended(Op *op)
 	g_autofree char *verb =
 		vm->run ? g_key_file_get_string(vm->run, "vm", "operation", NULL) : NULL;
 	const GError *e = op_error(op);
+	const bool ok = !e;
 
 	vm->op = NULL;
 	if (e) {
@@ -246,6 +256,9 @@ static void adopt_ended(Op *op)
 	vm_save_run(vm);
 	op_unref(op);
 	vm_run_next(vm);
+	/* What its predecessor had begun. */
+	if (ok)
+		vm_apply(vm);
 	vm_unref(vm);
 }
 
@@ -276,7 +289,7 @@ void vm_adopt(Vm *vm)
 		vm_push_state(vm, VM_UNKNOWN, "no-backend");
 		return;
 	}
-	started = load_spec(vm, "started.yaml", NULL);
+	started = load_spec(vm, "started.yaml", spec_restore, NULL);
 	vm->bv = g_malloc0(be->cls->vm_size);
 	vm->bv->be = be;
 	vm->bv->vm = vm;

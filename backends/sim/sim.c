@@ -31,7 +31,7 @@ typedef struct Fault {
 typedef struct SimVm {
 	BackendVm base;
 	VmState truth; /* what the simulated machine does, whether or not we can reach it */
-	bool lost, ignore_stop;
+	bool lost, ignore_stop, refuse_eject;
 	Fault faults[OP_MAX];
 	Op *op; /* the one that waits on the timer */
 	Timer *timer, *boot;
@@ -153,6 +153,7 @@ static void apply(SimVm *s, Op *op)
 	case OP_RESET:
 		boot(s);
 		break;
+	case OP_APPLY: /* the core keeps what runs */
 	case OP_NONE:
 	case OP_ADOPT:
 	case OP_MAX:
@@ -180,6 +181,13 @@ static void op_cancelled(Op *op, void *ctx)
 	s->op = NULL;
 }
 
+static bool is_eject(const Op *op)
+{
+	const SpecChange *c = op_arg(op);
+
+	return strchr(c->key, '.') && !spec_named(c->want, c->key);
+}
+
 static void run_op(BackendVm *bv, Op *op)
 {
 	SimVm *s = sim_from(bv);
@@ -193,6 +201,13 @@ static void run_op(BackendVm *bv, Op *op)
 			err_new(f.code, "the simulated hypervisor says: %s", g_strerror(f.code)));
 		return;
 	}
+	if (op_kind(op) == OP_APPLY && s->refuse_eject && is_eject(op)) {
+		op_fail(op, err_new(ETIMEDOUT,
+				    "%s: the simulated guest does not let go of it; it stays "
+				    "attached",
+				    ((const SpecChange *)op_arg(op))->key));
+		return;
+	}
 	s->op = op;
 	if (op_kind(op) == OP_STOP)
 		op_accept(op);
@@ -204,6 +219,12 @@ static void run_op(BackendVm *bv, Op *op)
 		s->timer = timer_start(op_seconds_ms(op), op_due, s);
 	else
 		op_due(s);
+}
+
+static bool can_apply(const BackendVm *bv, const Spec *want, const char *key)
+{
+	return spec_named(want, key) || spec_named(bv->spec, key) ||
+	       g_str_has_suffix(key, ".ports");
 }
 
 static void adopt(BackendVm *bv, Op *op)
@@ -287,10 +308,12 @@ static bool cmdline(BackendVm *bv, GPtrArray *argv, GError **err)
 
 static bool set_fault(SimVm *s, char **word, unsigned n, GError **err)
 {
-	const Verb *v = n > 1 ? verb_find(word[1]) : NULL;
+	const Verb *v = verbs;
 	Fault f = { 0 };
 
-	if (!v)
+	while (v->name && (n < 2 || strcmp(v->name, word[1])))
+		v++;
+	if (!v->name)
 		return err_set(err, EINVAL, "'%s' needs a verb", word[0]);
 	if (!strcmp(word[0], "fail")) {
 		f.kind = FAULT_FAIL;
@@ -363,6 +386,10 @@ static bool control(BackendVm *bv, char *line, GError **err)
 	if (!strcmp(first, "fail") || !strcmp(first, "hang") || !strcmp(first, "slow") ||
 	    !strcmp(first, "ok"))
 		return set_fault(s, word, n, err);
+	if (!strcmp(line, "refuse eject") || !strcmp(line, "allow eject")) {
+		s->refuse_eject = *first == 'r';
+		return true;
+	}
 	if (!strcmp(first, "ignore") && n == 2 && !strcmp(word[1], "stop")) {
 		s->ignore_stop = true;
 		return true;
@@ -385,7 +412,9 @@ const BackendClass sim_class = {
 	.op = {
 		[OP_START] = run_op, [OP_STOP] = run_op, [OP_KILL] = run_op, [OP_PAUSE] = run_op,
 		[OP_RESUME] = run_op, [OP_REBOOT] = run_op, [OP_RESET] = run_op, [OP_ADOPT] = adopt,
+		[OP_APPLY] = run_op,
 	},
+	.can_apply = can_apply,
 	.console_write = console_write,
 	.control = control,
 };

@@ -25,6 +25,11 @@ static void check_spec(const Spec *spec)
 	g_autoptr(GPtrArray) to = spec_diff(spec, empty), from = spec_diff(empty, spec);
 	g_autoptr(GPtrArray) paths = spec_paths(spec);
 
+	g_autoptr(Spec) copy = spec_merge(spec, spec, "");
+	g_autoptr(GPtrArray) changes = copy ? spec_diff(copy, spec) : NULL;
+
+	if (!changes || changes->len)
+		abort();
 	if (same->len || to->len != from->len)
 		abort();
 	if (spec->memory % (1 << 20) || !spec->cpus || spec->cpus > SPEC_MAX_CPUS ||

@@ -393,6 +393,51 @@ static void test_diff(void)
 	assert_diff("sim: {a: b, c: d}\n", "sim: {a: b, e: d}\n", "sim");
 }
 
+/* `have` with one difference made as in `want`: what differs from `want` then. */
+static void assert_merge(const char *have, const char *want, const char *key, const char *left)
+{
+	g_autoptr(Spec) a = must_parse(have), b = must_parse(want);
+	g_autoptr(Spec) merged = spec_merge(a, b, key);
+	g_autoptr(GPtrArray) keys = merged ? spec_diff(b, merged) : NULL;
+	g_autofree char *text = NULL;
+
+	g_assert_nonnull(merged);
+	g_ptr_array_add(keys, NULL);
+	text = g_strjoinv(" ", (char **)keys->pdata);
+	g_assert_cmpstr(text, ==, left);
+}
+
+static void test_merge(void)
+{
+	g_autoptr(Spec) two = must_parse("disks: {a: {file: /a}}\n"),
+			one = must_parse("disks: {a: {image: b}}\n");
+
+	assert_merge("cpus: 1\n", "cpus: 2\nmemory: 1G\n", "cpus", "memory");
+	assert_merge("", "disks: {a: {file: /a}, b: {file: /b}}\n", "disks.b", "disks.a");
+	assert_merge("disks: {a: {file: /a}, b: {file: /b}}\n", "disks: {b: {file: /b}}\n",
+		     "disks.a", "");
+	/* What comes later is numbered later, wherever the document has it. */
+	assert_merge("disks: {a: {file: /a}}\n", "disks: {b: {file: /b}, a: {file: /a}}\n",
+		     "disks.b", "disks");
+	assert_merge("disks: {a: {file: /a}, b: {file: /b}}\n",
+		     "disks: {b: {file: /b}, a: {file: /a}}\n", "disks", "");
+	assert_merge("nics: {eth0: {}}\n", "nics: {eth0: {ports: [1:2, 3:4/udp]}}\n",
+		     "nics.eth0.ports", "");
+	assert_merge("", "nics: {}\n", "nics.eth0", "");
+	assert_merge("boot: {kernel: /a}\n", "boot: {kernel: /b, cmdline: x}\n", "boot.kernel",
+		     "boot.cmdline");
+	assert_merge("sim: {a: b}\n", "sim: {a: c, d: e}\n", "sim", "");
+	assert_merge("cpus: 1\n", "cpus: 2\nsim: {a: \"\\t\\\"\\\\ \u00e9\U0001f600\"}\n", "sim",
+		     "cpus");
+	assert_merge("stop_timeout: 0\n", "cpus: 2\nstop_timeout: 0\n", "cpus", "");
+	/* Half of a change may be none. */
+	g_assert_null(spec_merge(two, one, "disks.a.image"));
+	g_assert_null(spec_named(two, "disks.b"));
+	g_assert_null(spec_named(two, "disk.a"));
+	g_assert_null(spec_named(two, "disks"));
+	g_assert_cmpstr(((const SpecDisk *)spec_named(two, "disks.a"))->file, ==, "/a");
+}
+
 static void test_paths(void)
 {
 	static const struct {
@@ -550,6 +595,7 @@ int main(int argc, char **argv)
 	g_test_add_func("/spec/paths", test_paths);
 	g_test_add_func("/spec/limits", test_limits);
 	g_test_add_func("/spec/hostile", test_hostile);
+	g_test_add_func("/spec/merge", test_merge);
 	g_test_add_func("/spec/help", test_help);
 	g_test_add_func("/spec/formats", test_formats);
 	g_test_add_func("/err", test_errors);

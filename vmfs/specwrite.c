@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A spec from two others, by the rows of spec.c: written as text and read again, so that what is
+ * stored of it is what is meant. The text is JSON, which YAML includes.
+ */
+#include <inttypes.h>
+#include <string.h>
+
+#include "vmfs/specfield.h"
+
+/* What is written: `have`, but for `key`, which is taken from `want`. */
+typedef struct Writer {
+	const char *key;
+} Writer;
+
+static void write_section(const Writer *w, GString *out, const char *prefix, const Section *s,
+			  const void *want, const void *have);
+
+static void write_string(GString *out, const char *text)
+{
+	g_string_append_c(out, '"');
+	for (const char *p = text; *p; p = g_utf8_next_char(p)) {
+		const gunichar c = g_utf8_get_char(p);
+
+		if (c == '"' || c == '\\')
+			g_string_append_printf(out, "\\%c", (char)c);
+		else if ((c >= ' ' && c <= '~') || c > 0xffff)
+			g_string_append_unichar(out, c);
+		else
+			g_string_append_printf(out, "\\u%04x", c);
+	}
+	g_string_append_c(out, '"');
+}
+
+static void begin_pair(GString *out, const char *name)
+{
+	if (out->len && out->str[out->len - 1] != '{')
+		g_string_append(out, ", ");
+	write_string(out, name);
+	g_string_append(out, ": ");
+}
+
+static void write_ports(GString *out, const GPtrArray *ports)
+{
+	g_string_append_c(out, '[');
+	for (unsigned i = 0; i < ports->len; i++) {
+		const SpecPort *p = ports->pdata[i];
+
+		g_string_append_printf(out, "%s\"%s:%u:%u%s\"", i ? ", " : "", p->address,
+				       p->host_port, p->guest_port, p->udp ? "/udp" : "");
+	}
+	g_string_append_c(out, ']');
+}
+
+static void write_strings(GString *out, GHashTable *table)
+{
+	GHashTableIter iter;
+	void *key, *value;
+
+	g_string_append_c(out, '{');
+	g_hash_table_iter_init(&iter, table);
+	while (g_hash_table_iter_next(&iter, &key, &value)) {
+		begin_pair(out, key);
+		write_string(out, value);
+	}
+	g_string_append_c(out, '}');
+}
+
+static void write_value(GString *out, const Field *f, const void *slot)
+{
+	const void *pointer = NULL;
+	unsigned count;
+	uint64_t n;
+
+	switch (f->type) {
+	case FIELD_CHOICE:
+		memcpy(&count, slot, sizeof(count));
+		begin_pair(out, f->name);
+		write_string(out, f->choices[count]);
+		return;
+	case FIELD_COUNT:
+		memcpy(&count, slot, sizeof(count));
+		begin_pair(out, f->name);
+		g_string_append_printf(out, "%u", count);
+		return;
+	case FIELD_SIZE:
+	case FIELD_DURATION:
+		memcpy(&n, slot, sizeof(n));
+		if (!n && !f->preset) /* not given */
+			return;
+		begin_pair(out, f->name);
+		g_string_append_printf(out, "%" PRIu64 "%s", n,
+				       f->type == FIELD_DURATION ? "ms" : "");
+		return;
+	case FIELD_BOOL:
+		begin_pair(out, f->name);
+		g_string_append(out, *(const bool *)slot ? "true" : "false");
+		return;
+	case FIELD_WORD:
+	case FIELD_PATH:
+	case FIELD_IMAGE:
+	case FIELD_TEXT:
+	case FIELD_MAC:
+	case FIELD_PORTS:
+	case FIELD_STRINGS:
+		memcpy(&pointer, slot, sizeof(pointer));
+		break;
+	case FIELD_GROUP:
+	case FIELD_NAMED:
+		g_assert_not_reached();
+	}
+	if (!pointer)
+		return;
+	begin_pair(out, f->name);
+	if (f->type == FIELD_PORTS)
+		write_ports(out, pointer);
+	else if (f->type == FIELD_STRINGS)
+		write_strings(out, (GHashTable *)pointer);
+	else
+		write_string(out, pointer);
+}
+
+static const void *find_named(const GPtrArray *objects, const char *name)
+{
+	for (unsigned i = 0; i < objects->len; i++)
+		if (strcmp(*(char **)objects->pdata[i], name) == 0)
+			return objects->pdata[i];
+	return NULL;
+}
+
+static void write_object(const Writer *w, GString *out, const char *prefix, const Section *s,
+			 const void *want, const void *have)
+{
+	begin_pair(out, *(char *const *)(have ? have : want));
+	g_string_append_c(out, '{');
+	write_section(w, out, prefix, s, want ? want : have, have ? have : want);
+	g_string_append_c(out, '}');
+}
+
+static void write_named(const Writer *w, GString *out, const char *path, const Section *s,
+			const GPtrArray *want, const GPtrArray *have)
+{
+	const bool reorder = !strcmp(w->key, path);
+
+	for (unsigned i = 0; reorder && i < want->len; i++) {
+		const char *name = *(char **)want->pdata[i];
+		const void *old = find_named(have, name);
+
+		if (old)
+			write_object(w, out, path, s, NULL, old);
+	}
+	for (unsigned i = 0; i < have->len; i++) {
+		const char *name = *(char **)have->pdata[i];
+		const void *other = find_named(want, name);
+		g_autofree char *prefix = g_strdup_printf("%s.%s", path, name);
+
+		if ((reorder && other) || (!other && !strcmp(w->key, prefix)))
+			continue;
+		write_object(w, out, prefix, s, other, have->pdata[i]);
+	}
+	/* New ones come last: the guest numbers them so, whatever the document says. */
+	for (unsigned i = 0; i < want->len; i++) {
+		const char *name = *(char **)want->pdata[i];
+		g_autofree char *prefix = g_strdup_printf("%s.%s", path, name);
+
+		if (!find_named(have, name) && !strcmp(w->key, prefix))
+			write_object(w, out, prefix, s, want->pdata[i], NULL);
+	}
+}
+
+static void write_section(const Writer *w, GString *out, const char *prefix, const Section *s,
+			  const void *want, const void *have)
+{
+	for (const Field *f = s->fields; f->name; f++) {
+		g_autofree char *path = g_strconcat(prefix, *prefix ? "." : "", f->name, NULL);
+		const void *a = spec_field_slot(f, want), *b = spec_field_slot(f, have);
+
+		if (f->type == FIELD_GROUP) {
+			g_autoptr(GString) inner = g_string_new(NULL);
+
+			write_section(w, inner, path, f->section, want, have);
+			if (!inner->len)
+				continue;
+			begin_pair(out, f->name);
+			g_string_append_printf(out, "{%s}", inner->str);
+		} else if (f->type == FIELD_NAMED) {
+			begin_pair(out, f->name);
+			g_string_append_c(out, '{');
+			write_named(w, out, path, f->section, *(GPtrArray *const *)a,
+				    *(GPtrArray *const *)b);
+			g_string_append_c(out, '}');
+		} else {
+			write_value(out, f, !strcmp(w->key, path) ? a : b);
+		}
+	}
+}
+
+Spec *spec_merge(const Spec *have, const Spec *want, const char *key)
+{
+	const Writer w = { .key = key };
+	g_autoptr(GString) out = g_string_new("{");
+
+	write_section(&w, out, "", &spec_section, want, have);
+	g_string_append(out, "}\n");
+	return spec_restore(out->str, out->len, NULL);
+}
