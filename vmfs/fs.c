@@ -17,6 +17,7 @@
 #include "vmfs/loop.h"
 #include "vmfs/near.h"
 #include "vmfs/notify.h"
+#include "vmfs/store.h"
 
 #define REQUESTS_A_TURN 64     /* then other descriptors have their turn */
 #define LONG_S		3600.0 /* as good as for ever, to the kernel's caches of names and attributes */
@@ -268,7 +269,8 @@ static int receive(bool busy)
 	int n = fuse_session_receive_buf(fs.session, &fs.buf);
 	int64_t patience, end;
 
-	if (n != -EAGAIN || !busy || !(patience = near_patience()))
+	/* The store's thread may need this CPU. */
+	if (n != -EAGAIN || !busy || store_busy() || !(patience = near_patience()))
 		return n;
 	end = g_get_monotonic_time() + patience;
 	do {

@@ -3,6 +3,8 @@
  * Staying awake for a moment after an answer. Most callers ask again at once, and to be woken on
  * another CPU takes ten times as long as the work itself (tests/bench, section state). It is left
  * out while it does not pay: on the caller's own CPU the caller cannot go on before we sleep.
+ * In a long row of requests the callers' CPUs are kept from sleeping too, where the kernel lets us
+ * (root, by /dev/cpu_dma_latency: its Documentation/power/pm_qos_interface.rst).
  */
 #pragma once
 

@@ -14,7 +14,8 @@
 
 static void show_state(const NodeRef *r, GString *out)
 {
-	g_string_append_printf(out, "%s\n", vm_state_name(r->vm->state));
+	g_string_append(out, vm_state_name(r->vm->state));
+	g_string_append_c(out, '\n');
 }
 
 static bool store_state(const NodeRef *r, const char *data, size_t len, Op **op, GError **err)

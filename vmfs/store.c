@@ -25,6 +25,7 @@
 #define MAX_DEPTH    64 /* of directories to be removed that are open at once */
 #define MAX_TURNS    10000
 #define SERIAL_BATCH 256 /* serials reserved at once, so that making a VM writes no counter */
+#define SYNC_MS	     500 /* after which a new VM is on the disk at the latest */
 
 typedef enum JobKind { PUT, REMOVE, MAKE_VM, REMOVE_VM, CHOWN_VM, BARRIER, QUIT } JobKind;
 
@@ -48,6 +49,9 @@ static struct {
 	GAsyncQueue *todo, *done;
 	uv_async_t async;
 	unsigned busy; /* jobs not yet reported */
+	/* The store thread's: paths of the new VMs that are not yet on the disk, and since when. */
+	GPtrArray *unsynced;
+	int64_t unsynced_since;
 	uint32_t next_serial, reserved_serial;
 } store;
 
@@ -189,6 +193,43 @@ static int remove_vm(const char *path)
 	return 0;
 }
 
+/*
+ * What is only in the page cache outlives the daemon, but not a power cut. A new VM is empty: it
+ * may wait for a moment, and mostly for the first sync of something in it.
+ */
+static void sync_later(const char *path)
+{
+	if (!store.unsynced->len)
+		store.unsynced_since = g_get_monotonic_time();
+	g_ptr_array_add(store.unsynced, g_strdup(path));
+}
+
+static void sync_vms(void)
+{
+	for (unsigned i = 0; i < store.unsynced->len; i++) {
+		g_autofree char *meta = g_strconcat(store.unsynced->pdata[i], "/meta", NULL);
+		int fd = openat(store.fd, meta, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+
+		/*
+		 * On Linux's journalling file systems a synced new file has its name and its
+		 * directories, so that one sync does for all of it.
+		 */
+		if (fd < 0 || fsync(fd))
+			log_error("cannot sync %s/%s: %s", store.dir, meta, g_strerror(errno));
+		if (fd >= 0)
+			close(fd);
+	}
+	g_ptr_array_set_size(store.unsynced, 0);
+}
+
+static void forget_unsynced(const char *path)
+{
+	unsigned i;
+
+	if (g_ptr_array_find_with_equal_func(store.unsynced, path, g_str_equal, &i))
+		g_ptr_array_remove_index(store.unsynced, i);
+}
+
 static int make_vm(const Job *j)
 {
 	g_autofree char *data = g_strconcat(j->path, "/data", NULL);
@@ -202,13 +243,12 @@ static int make_vm(const Job *j)
 	    (geteuid() == 0 && fchownat(store.fd, data, j->uid, j->gid, AT_SYMLINK_NOFOLLOW)))
 		err = errno;
 	else
-		/*
-		 * Not by rename: while it is empty the VM is not there. On Linux's journalling file
-		 * systems a synced file has its name, so that one sync does for all of it.
-		 */
-		err = write_file(store.fd, meta, j->data, true);
+		/* Not by rename: while it is empty the VM is not there. */
+		err = write_file(store.fd, meta, j->data, false);
 	if (err)
 		(void)remove_vm(j->path);
+	else
+		sync_later(j->path);
 	return err;
 }
 
@@ -247,6 +287,7 @@ static int do_job(Job *j)
 	case MAKE_VM:
 		return make_vm(j);
 	case REMOVE_VM:
+		forget_unsynced(j->path);
 		return remove_vm(j->path);
 	case CHOWN_VM:
 		return chown_data(j);
@@ -257,10 +298,29 @@ static int do_job(Job *j)
 	return EINVAL;
 }
 
+/* The next job; what is to be synced is when its time has come, or before a sync of anything else.
+ */
+static Job *next_job(void)
+{
+	Job *j;
+
+	for (;;) {
+		int64_t left = store.unsynced_since + SYNC_MS * 1000 - g_get_monotonic_time();
+
+		if (!store.unsynced->len)
+			return g_async_queue_pop(store.todo);
+		j = left > 0 ? g_async_queue_timeout_pop(store.todo, (guint64)left) : NULL;
+		if (!j || j->kind == QUIT || (j->kind == PUT && j->durable))
+			sync_vms();
+		if (j)
+			return j;
+	}
+}
+
 static void *store_thread(void *arg)
 {
 	for (;;) {
-		Job *j = g_async_queue_pop(store.todo);
+		Job *j = next_job();
 		bool quit = j->kind == QUIT;
 
 		j->err = do_job(j);
@@ -321,6 +381,11 @@ static void queue_job(JobKind kind, char *path, GBytes *data, bool durable, uid_
 static char *vm_path(uint32_t serial)
 {
 	return g_strdup_printf("vms/%u", serial);
+}
+
+bool store_busy(void)
+{
+	return store.busy;
 }
 
 void store_put(const char *path, GBytes *data, bool durable, StoreDone fn, void *arg)
@@ -565,6 +630,7 @@ bool store_open(const char *state_dir, const char *runtime_dir, GError **err)
 	store.reserved_serial = store.next_serial;
 	store.todo = g_async_queue_new();
 	store.done = g_async_queue_new();
+	store.unsynced = g_ptr_array_new_with_free_func(g_free);
 	(void)uv_async_init(loop_get(), &store.async, on_async);
 	store.thread = g_thread_new("store", store_thread, NULL);
 	return true;
@@ -580,6 +646,7 @@ void store_close(void)
 	report_jobs();
 	g_async_queue_unref(store.todo);
 	g_async_queue_unref(store.done);
+	g_ptr_array_unref(store.unsynced);
 	uv_close((uv_handle_t *)&store.async, NULL);
 	close(store.lock_fd);
 	close(store.fd);

@@ -36,12 +36,17 @@ char *store_path(const char *fmt, ...) G_GNUC_PRINTF(1, 2);
 /* Replace a file; durable says that it must survive a power cut. Takes a reference to data. */
 void store_put(const char *path, GBytes *data, bool durable, StoreDone fn, void *arg);
 void store_remove(const char *path, StoreDone fn, void *arg);
-/* vms/SERIAL with its data directory, and meta in it. */
+/*
+ * vms/SERIAL with its data directory, and meta in it. Outlives the daemon at once, and a power cut
+ * once something durable is put after it, or half a second has passed.
+ */
 void store_make_vm(uint32_t serial, uid_t uid, gid_t gid, GBytes *meta, StoreDone fn, void *arg);
 void store_remove_vm(uint32_t serial, StoreDone fn, void *arg);
 /* Give data/ and all in it to another owner. */
 void store_chown_vm(uint32_t serial, uid_t uid, gid_t gid, StoreDone fn, void *arg);
 
+/* Something is being written: whoever asked for it waits. */
+bool store_busy(void);
 /* Call fn when all that was asked for so far is done: at once when nothing is. */
 void store_barrier(StoreDone fn, void *arg);
 

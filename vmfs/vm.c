@@ -181,19 +181,28 @@ static unsigned forget_run(Vm *vm)
 	return changes;
 }
 
-void vm_refresh_state(Vm *vm)
+/* Show the state that holds now, with what else has changed: they are told of as one. */
+static void refresh_state(Vm *vm, unsigned changes)
 {
 	VmState state = vm->pushed;
 	bool was_live = vm_is_live(vm);
 
 	(void)op_state(vm, &state);
-	if (state == vm->state)
-		return;
-	vm->state = state;
-	vm->since = vm_now();
-	/* Only a live VM can differ from its spec. */
-	vm_changed(vm, EV_STATE | (was_live != vm_is_live(vm) ? EV_PENDING : 0));
-	vm_save_run(vm);
+	if (state != vm->state) {
+		vm->state = state;
+		vm->since = vm_now();
+		/* Only a live VM can differ from its spec. */
+		changes |= EV_STATE | (was_live != vm_is_live(vm) ? EV_PENDING : 0);
+	}
+	if (changes)
+		vm_changed(vm, changes);
+	if (changes & EV_STATE)
+		vm_save_run(vm);
+}
+
+void vm_refresh_state(Vm *vm)
+{
+	refresh_state(vm, 0);
 }
 
 void vm_push_state(Vm *vm, VmState state, const char *reason)
@@ -208,10 +217,7 @@ void vm_push_state(Vm *vm, VmState state, const char *reason)
 	vm->pushed = state;
 	if (state == VM_STOPPED || state == VM_CRASHED)
 		changes |= forget_run(vm);
-	/* The reason first: whoever waits for the state finds it in place. */
-	if (changes)
-		vm_changed(vm, changes);
-	vm_refresh_state(vm);
+	refresh_state(vm, changes);
 }
 
 void vm_set_error(Vm *vm, const char *verb, const GError *e)
