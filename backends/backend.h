@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#include "vmfs/ask.h"
 #include "vmfs/op.h"
 #include "vmfs/spec.h"
 
@@ -56,6 +57,11 @@ typedef struct BackendClass {
 	size_t (*console_write)(BackendVm *bv, const char *data, size_t len);
 	/* Ask the guest for its addresses again (someone began to wait for one). */
 	void (*want_ip)(BackendVm *bv);
+	/*
+	 * Answer a question about a VM that runs or is paused: ask_answer() or ask_fail(), once, at
+	 * once or later; also when the VM ends or fini() is called before the answer is there.
+	 */
+	void (*ask[ASK_MAX])(BackendVm *bv, Ask *a);
 	/* A line of the `sim` file: faults and guest behaviour that a test orders. */
 	bool (*control)(BackendVm *bv, char *line, GError **err);
 } BackendClass;

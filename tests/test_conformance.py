@@ -6,7 +6,7 @@ from errno import EALREADY, EBUSY, ESRCH
 
 import pytest
 
-from lib.util import alive, exists, fails, until
+from lib.util import alive, exists, fails, get, until
 
 
 @pytest.fixture
@@ -240,3 +240,26 @@ def test_lives_again_and_again(backend):
         vm.do("kill")
         assert vm.state == "stopped"
     assert vm.read("error") == ""
+
+
+def test_screen(up):
+    """A picture of the display, and only while there is one."""
+    picture = get(up / "screen.png")
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert (up / "screen.png").stat().st_size == len(picture)
+    up.do("pause")
+    assert get(up / "screen.png").startswith(b"\x89PNG")
+    up.do("kill")
+    assert not exists(up / "screen.png")
+
+
+def test_stats(up):
+    lines = up.read("stats").splitlines()
+    counters = {key: int(value) for key, value in map(str.split, lines)}
+    assert len(counters) == len(lines)
+    assert {"cpu.count", "cpu.time_us", "memory.max", "memory.rss"} <= set(counters)
+    assert counters["cpu.count"] == 1
+    before = counters["cpu.time_us"]
+    until(lambda: f"cpu.time_us {before}\n" not in up.read("stats"), "time goes by")
+    up.do("kill")
+    assert up.read("stats") == ""

@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fuse.h>
 #include <poll.h>
 #include <string.h>
 #include <unistd.h>
@@ -49,6 +48,8 @@ static void handle_free(void *data)
 		g_string_free(h->text, TRUE);
 	if (h->reader.first)
 		g_string_free(h->reader.first, TRUE);
+	if (h->answer)
+		g_bytes_unref(h->answer);
 	if (h->doc)
 		g_byte_array_unref(h->doc);
 	op_unref(h->op);
@@ -129,6 +130,10 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	}
 	out.fh = h->fh;
 	out.open_flags = open_flags(r.node, fi->flags);
+	if (r.node->ask) {
+		fs_open_asked(req, h, &out);
+		return;
+	}
 	/* libfuse 3.14 has no way to set FOPEN_STREAM. */
 	if (fuse_reply_buf(req, (const char *)&out, sizeof out))
 		g_hash_table_remove(handles, &h->fh);
@@ -184,7 +189,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 
 /* ---- read ---- */
 
-static void reply_slice(fuse_req_t req, const char *data, size_t len, off_t off, size_t size)
+void fs_reply_slice(fuse_req_t req, const char *data, size_t len, off_t off, size_t size)
 {
 	if (off < 0 || (size_t)off >= len)
 		fuse_reply_buf(req, NULL, 0);
@@ -201,7 +206,7 @@ static void read_shown(fuse_req_t req, Handle *h, size_t size, off_t off)
 		h->seen = version_of(&h->ref);
 		h->ref.node->show(&h->ref, h->text);
 	}
-	reply_slice(req, h->text->str, h->text->len, off, size);
+	fs_reply_slice(req, h->text->str, h->text->len, off, size);
 }
 
 static void read_document(fuse_req_t req, const Handle *h, size_t size, off_t off)
@@ -210,9 +215,9 @@ static void read_document(fuse_req_t req, const Handle *h, size_t size, off_t of
 	const char *text = g_bytes_get_data(h->ref.vm->spec->text, &len);
 
 	if (h->doc)
-		reply_slice(req, (const char *)h->doc->data, h->doc->len, off, size);
+		fs_reply_slice(req, (const char *)h->doc->data, h->doc->len, off, size);
 	else
-		reply_slice(req, text, len, off, size);
+		fs_reply_slice(req, text, len, off, size);
 }
 
 static void read_file(fuse_req_t req, const Handle *h, size_t size, off_t off)
@@ -313,6 +318,8 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
 		fuse_reply_err(req, EBADF);
 	} else if (n->stream) {
 		read_stream(req, h, size, fi->flags);
+	} else if (n->ask) {
+		fs_read_asked(req, h, size, off);
 	} else if (n->document) {
 		read_document(req, h, size, off);
 	} else if (n->show) {
@@ -323,7 +330,7 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
 		const Scratch *f = scratch_by_number(h->ref.vm, h->ref.sub);
 
 		if (f)
-			reply_slice(req, (const char *)f->data->data, f->data->len, off, size);
+			fs_reply_slice(req, (const char *)f->data->data, f->data->len, off, size);
 		else
 			fuse_reply_err(req, ESTALE);
 	} else {

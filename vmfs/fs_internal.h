@@ -5,6 +5,7 @@
 
 #define FUSE_USE_VERSION 314
 #include <fuse_lowlevel.h>
+#include <linux/fuse.h>
 
 #include "vmfs/node.h"
 #include "vmfs/waitq.h"
@@ -65,6 +66,8 @@ typedef struct Handle {
 	GString *text;	 /* of a shown file, as rendered by the last read at offset 0 */
 	uint32_t seen;	 /* version at that time: for POLLPRI */
 	Reader reader;	 /* of a stream */
+	GBytes *answer;	 /* of an asked file */
+	bool unread;	 /* of the answer nothing has been read */
 	GByteArray *doc; /* of a document: what is being written; NULL: nothing yet */
 	bool dirty, truncated, refused;
 	Op *op; /* of a command: accepted, and not yet waited for */
@@ -78,8 +81,14 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 	       struct fuse_file_info *fi);
 void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
+/* Bytes of data from off on. */
+void fs_reply_slice(fuse_req_t req, const char *data, size_t len, off_t off, size_t size);
 void fs_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct fuse_pollhandle *ph);
 void fs_close_handles(void);
+
+/* fs_ask.c */
+void fs_open_asked(fuse_req_t req, Handle *h, const struct fuse_open_out *out);
+void fs_read_asked(fuse_req_t req, Handle *h, size_t size, off_t off);
 
 /* fs_write.c */
 void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,

@@ -16,7 +16,7 @@ static const Node *by_id[256];
 static void check_row(const Node *n)
 {
 	int behaviours = !!n->show + !!n->dir + !!n->stream + !!n->target + !!n->link + !!n->file +
-			 n->document + n->scratch;
+			 !!n->ask + n->document + n->scratch;
 
 	if (n->store && !behaviours)
 		behaviours = 1;
@@ -215,6 +215,8 @@ void node_stat(const NodeRef *r, struct stat *st)
 		st->st_size = (off_t)strlen(r->node->target);
 	} else if (r->node->file) {
 		st->st_size = size_of_file(r);
+	} else if (r->node->ask) {
+		st->st_size = ask_size(r->vm, r->node->ask);
 	} else if (r->node->scratch) {
 		const Scratch *f = scratch_by_number(r->vm, r->sub);
 

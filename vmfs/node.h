@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
+#include "vmfs/ask.h"
 #include "vmfs/vm.h"
 
 typedef struct Node Node;
@@ -62,6 +63,7 @@ struct Node {
 	const char *(*link)(
 		const NodeRef *r);     /* target that is found out when it is followed; or NULL */
 	int (*file)(const NodeRef *r); /* a descriptor of the file behind it; -1 and errno */
+	AskKind ask;		       /* what the hypervisor says when it is opened */
 	bool document;		       /* spec.yaml: taken as a whole on close */
 	bool scratch;		       /* an editor's file */
 

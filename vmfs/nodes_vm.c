@@ -168,6 +168,21 @@ static bool have_tty(const NodeRef *r)
 	return have_console(r) && (r->vm->tty || vm_is_live(r->vm));
 }
 
+static bool have_stats(const NodeRef *r)
+{
+	const BackendClass *cls = class_of(r);
+
+	return cls && cls->ask[ASK_STATS];
+}
+
+static bool have_screen(const NodeRef *r)
+{
+	const BackendClass *cls = class_of(r);
+
+	return cls && cls->ask[ASK_SCREEN] && vm_is_live(r->vm) && r->vm->bv &&
+	       spec_display(r->vm->bv->spec) != DISPLAY_NONE;
+}
+
 static bool have_sim(const NodeRef *r)
 {
 	const BackendClass *cls = class_of(r);
@@ -261,6 +276,10 @@ static const Node vm_rows[] = {
 	  .doc = "all that the console printed, its newest 64 MiB" },
 	{ 24, "tty", LNK, .link = link_tty, .present = have_tty,
 	  .doc = "the console as a terminal, for screen or picocom, while the VM runs" },
+	{ 130, "screen.png", REG(0440), .ask = ASK_SCREEN, .present = have_screen,
+	  .doc = "a picture of what the display shows when it is opened, while the VM runs" },
+	{ 131, "stats", REG(0444), .ask = ASK_STATS, .present = have_stats,
+	  .doc = "'key value' lines: counters of cpu, memory and block (and net where it is counted), as they are when it is opened; empty when it does not run" },
 	{ 16, "events", LNK, .target = ".io/events",
 	  .doc = "stream: the present values, then a line a change: TIME NAME KEY VALUE..." },
 	{ 17, "wait", LNK, .target = ".io/wait",

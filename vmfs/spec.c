@@ -19,6 +19,7 @@ static const char *const backend_names[] = { "qemu", "sim", NULL };
 static const char *const accel_names[] = { "auto", "kvm", "tcg", NULL };
 static const char *const machine_names[] = { "q35", "microvm", NULL };
 static const char *const firmware_names[] = { "bios", "uefi", NULL };
+static const char *const display_names[] = { "auto", "none", "vga", "virtio", NULL };
 static const char *const format_names[] = { "raw", "qcow2", NULL };
 static const char *const network_names[] = { "user", NULL };
 
@@ -74,6 +75,11 @@ static const Field top_fields[] = {
 	  .preset = "q35", .doc = "q35: a PC; microvm: minimal, boots faster, needs boot.kernel" },
 	{ "firmware", FIELD_CHOICE, offsetof(Spec, firmware), .choices = firmware_names,
 	  .preset = "bios", .doc = "what boots the disk" },
+	{ "display", FIELD_CHOICE, offsetof(Spec, display), .choices = display_names,
+	  .preset = "auto", .doc = "what the guest shows its screen on; auto: vga, none on a microvm" },
+	{ "vnc", FIELD_VNC, offsetof(Spec, vnc),
+	  .doc = "where the display can be watched and used; unix: a socket that only the owner "
+		 "reaches, or 127.0.0.1:PORT, open to every user of the host; PORT 0 is a free one" },
 	{ "boot", FIELD_GROUP, .section = &boot_section, .doc = "a kernel to boot, not a disk" },
 	{ "disks", FIELD_NAMED, offsetof(Spec, disks), .section = &disk_section,
 	  .doc = "disks by name, the first is booted; a name has letters, digits, - and _" },
@@ -112,6 +118,7 @@ static void section_clear(const Section *s, void *object)
 		case FIELD_IMAGE:
 		case FIELD_TEXT:
 		case FIELD_MAC:
+		case FIELD_VNC:
 			g_free(*(char **)slot);
 			break;
 		case FIELD_GROUP:
@@ -219,6 +226,13 @@ Spec *spec_default(void)
 	return spec_ref(empty);
 }
 
+SpecDisplay spec_display(const Spec *s)
+{
+	if (s->display != DISPLAY_AUTO)
+		return s->display;
+	return s->machine == MACHINE_MICROVM ? DISPLAY_NONE : DISPLAY_VGA;
+}
+
 /* Differences */
 
 static void diff_section(GPtrArray *out, const char *prefix, const Section *s, const void *want,
@@ -270,6 +284,7 @@ static bool values_equal(const Field *f, const void *a, const void *b)
 	case FIELD_IMAGE:
 	case FIELD_TEXT:
 	case FIELD_MAC:
+	case FIELD_VNC:
 		return g_strcmp0(*(char *const *)a, *(char *const *)b) == 0;
 	case FIELD_PORTS:
 		return ports_equal(*(GPtrArray *const *)a, *(GPtrArray *const *)b);
@@ -467,6 +482,8 @@ static char *type_name(const Field *f)
 		return g_strdup("TEXT");
 	case FIELD_MAC:
 		return g_strdup("MAC");
+	case FIELD_VNC:
+		return g_strdup("unix|ADDR:PORT");
 	case FIELD_PORTS:
 		return g_strdup("[PORT, ...]");
 	case FIELD_GROUP:

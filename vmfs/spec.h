@@ -20,6 +20,8 @@ typedef enum SpecAccel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG } SpecAccel;
 typedef enum SpecFirmware { FIRMWARE_BIOS, FIRMWARE_UEFI } SpecFirmware;
 typedef enum SpecMachine { MACHINE_Q35, MACHINE_MICROVM } SpecMachine;
 
+typedef enum SpecDisplay { DISPLAY_AUTO, DISPLAY_NONE, DISPLAY_VGA, DISPLAY_VIRTIO } SpecDisplay;
+
 typedef struct SpecDisk {
 	char *name;
 	char *image;   /* base of a private overlay: a path; or NULL */
@@ -52,6 +54,8 @@ typedef struct Spec {
 	SpecAccel accel;
 	SpecMachine machine;
 	SpecFirmware firmware;
+	SpecDisplay display;		 /* ask spec_display() */
+	char *vnc;			 /* "unix", "ADDRESS:PORT" or NULL */
 	char *kernel, *initrd, *cmdline; /* kernel NULL: boot the first disk */
 	GPtrArray *disks, *nics;	 /* in the order of the document */
 	uint64_t stop_timeout_ms;
@@ -93,6 +97,9 @@ Spec *spec_restore(const char *text, size_t len, GError **err);
 
 /* The object (SpecDisk, SpecNic...) that "disks.data" names; NULL: there is none. */
 const void *spec_named(const Spec *s, const char *key);
+
+/* What `display: auto` stands for. */
+SpecDisplay spec_display(const Spec *s);
 
 /* A host path that the document names. The bare name of an image is none. */
 typedef struct SpecPath {

@@ -24,6 +24,7 @@ typedef enum FieldType {
 	FIELD_IMAGE,	/* char *, a path or a bare name */
 	FIELD_TEXT,	/* char * */
 	FIELD_MAC,	/* char * */
+	FIELD_VNC,	/* char * */
 	FIELD_GROUP,	/* a mapping whose keys are members of the same struct */
 	FIELD_NAMED,	/* GPtrArray of section's objects: a mapping by name */
 	FIELD_PORTS,	/* GPtrArray of SpecPort: a sequence */

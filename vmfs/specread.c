@@ -126,6 +126,7 @@ static bool set_number(const Field *f, const char *text, void *slot, GError **er
 G_STATIC_ASSERT(sizeof(SpecAccel) == sizeof(unsigned));
 G_STATIC_ASSERT(sizeof(SpecMachine) == sizeof(unsigned));
 G_STATIC_ASSERT(sizeof(SpecFirmware) == sizeof(unsigned));
+G_STATIC_ASSERT(sizeof(SpecDisplay) == sizeof(unsigned));
 
 /* A scalar row's value into its slot; sentences without a place. */
 bool spec_field_set(const Field *f, const char *text, void *slot, GError **err)
@@ -162,6 +163,9 @@ bool spec_field_set(const Field *f, const char *text, void *slot, GError **err)
 		break;
 	case FIELD_MAC:
 		good = specval_mac(text, &string, err);
+		break;
+	case FIELD_VNC:
+		good = specval_vnc(text, &string, err);
 		break;
 	case FIELD_GROUP:
 	case FIELD_NAMED:
@@ -339,6 +343,7 @@ static bool read_field(Reader *r, const Field *f, const YamlNode *node, void *ob
 	case FIELD_IMAGE:
 	case FIELD_TEXT:
 	case FIELD_MAC:
+	case FIELD_VNC:
 		break;
 	}
 	return read_scalar(r, f, node, slot, err);
@@ -422,6 +427,9 @@ bool spec_check_top(Reader *r, void *object, const YamlNode *map, GError **err)
 	const Spec *spec = object;
 	const YamlNode *machine = yaml_find(map, "machine", NULL);
 
+	if (!map->open && spec->vnc && spec_display(spec) == DISPLAY_NONE)
+		return fail(r, yaml_find(map, "vnc", NULL), err,
+			    "vnc shows a display, and there is none: add 'display: vga'");
 	if (spec->machine != MACHINE_MICROVM)
 		return true;
 	if (spec->firmware == FIRMWARE_UEFI)

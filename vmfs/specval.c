@@ -299,6 +299,33 @@ bool specval_port(const char *text, SpecPort *ret, GError **err)
 	return true;
 }
 
+bool specval_vnc(const char *text, char **ret, GError **err)
+{
+	const char *colon = strrchr(text, ':');
+	g_autofree char *address = colon ? g_strndup(text, (size_t)(colon - text)) : NULL;
+	struct in_addr in;
+	uint64_t port;
+
+	if (!strcmp(text, "unix")) {
+		*ret = g_strdup(text);
+		return true;
+	}
+	if (!address || inet_pton(AF_INET, address, &in) != 1)
+		return bad(err, text, "is neither unix nor an address and port like 127.0.0.1:0");
+	/* VNC's own password is no protection: eight letters, in the clear. */
+	if (ntohl(in.s_addr) >> 24 != 127)
+		return bad(err, address,
+			   "can be reached by others, and a display has no password: use unix or "
+			   "127.0.0.1, and a tunnel (ssh -L)");
+	if (!specval_number(colon + 1, 0, UINT16_MAX, &port, err))
+		return false;
+	if (port && port < 5900)
+		return bad(err, colon + 1,
+			   "is not a port of VNC: 5900 or more, or 0 for a free one");
+	*ret = g_strdup(text);
+	return true;
+}
+
 bool specval_is_name(const char *text)
 {
 	size_t n = strlen(text);

@@ -31,6 +31,8 @@ bool specval_path(const char *text, bool bare, char **ret, GError **err);
 bool specval_text(const char *text, char **ret, GError **err);
 /* A unicast address, to lower case. */
 bool specval_mac(const char *text, char **ret, GError **err);
+/* "unix", or a loopback address and a port, 0 or from 5900 on: "127.0.0.1:5901". */
+bool specval_vnc(const char *text, char **ret, GError **err);
 /* "[HOSTADDR:]HOSTPORT:GUESTPORT[/udp]"; fills *ret, whose address the caller frees. */
 bool specval_port(const char *text, SpecPort *ret, GError **err);
 /* A name of a disk or a nic. */

@@ -101,6 +101,7 @@ static void write_value(GString *out, const Field *f, const void *slot)
 	case FIELD_IMAGE:
 	case FIELD_TEXT:
 	case FIELD_MAC:
+	case FIELD_VNC:
 	case FIELD_PORTS:
 	case FIELD_STRINGS:
 		memcpy(&pointer, slot, sizeof(pointer));

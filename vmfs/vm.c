@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "vmfs/ask.h"
 #include "vmfs/err.h"
 #include "vmfs/event.h"
 #include "vmfs/list.h"
@@ -82,6 +83,7 @@ void vm_detach(Vm *vm)
 	timer_stop(&vm->spec_back);
 	tty_close(vm);
 	drop_backend(vm);
+	ask_forget(vm);
 	scratch_free_all(vm);
 }
 
@@ -109,6 +111,7 @@ void vm_unref(Vm *vm)
 	g_free(vm->error);
 	g_free(vm->data_dir);
 	g_free(vm->run_dir);
+	g_free(vm->asked);
 	g_free(vm);
 }
 
@@ -178,6 +181,7 @@ static unsigned forget_run(Vm *vm)
 	g_clear_pointer(&vm->facts, g_ptr_array_unref);
 	vm->agent = false;
 	vm->pid = 0;
+	ask_forget(vm);
 	return changes;
 }
 

@@ -100,6 +100,7 @@ struct Vm {
 	GQueue console_writers;	     /* writers for whom the console had no room */
 	struct Tty *tty;	     /* tty.h; NULL until first looked at */
 	GHashTable *scratch;	     /* scratch.h; NULL: none */
+	struct Asked *asked;	     /* ask.c; NULL until first asked */
 };
 
 typedef struct VmConfig {

@@ -173,6 +173,7 @@ static void resync_ready(QemuVm *q)
 	qmp_execute(q->qmp, "query-chardev", NULL, chardevs_answered, q);
 	qmp_execute(q->qmp, "query-kvm", NULL, kvm_answered, q);
 	qmp_execute(q->qmp, "human-monitor-command", args, usernet_answered, q);
+	qemu_report_vnc(q);
 	qmp_execute(q->qmp, "query-status", NULL, status_answered, q);
 }
 

@@ -5,13 +5,15 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "backends/qemu/qemu.h"
 #include "vmfs/err.h"
 
-#define MAX_CPUS_Q35 255
-#define MAX_SERIAL   20 /* what virtio-blk can tell the guest */
+#define MAX_CPUS_Q35   255
+#define VNC_FIRST_PORT 5900
+#define MAX_SERIAL     20 /* what virtio-blk can tell the guest */
 
 typedef struct Build {
 	const QemuArgs *in;
@@ -114,6 +116,36 @@ static void add_boot(const Build *b)
 		add(b, "-append", "%s", s->cmdline);
 }
 
+/* A free one is looked for among the hundred that viewers know. */
+static void add_vnc(const Build *b)
+{
+	const char *vnc = b->in->spec->vnc, *colon = strrchr(vnc, ':');
+	g_autofree char *run = escape(b->in->run_dir);
+	const unsigned port = colon ? (unsigned)strtoul(colon + 1, NULL, 10) : 0;
+
+	if (!colon)
+		add(b, "-vnc", "unix:%s/" QEMU_SOCKET_VNC, run);
+	else if (port)
+		add(b, "-vnc", "%.*s:%u", (int)(colon - vnc), vnc, port - VNC_FIRST_PORT);
+	else
+		add(b, "-vnc", "%.*s:0,to=99", (int)(colon - vnc), vnc);
+}
+
+static void add_display(const Build *b)
+{
+	static const char *const devices[] = {
+		[DISPLAY_VGA] = "VGA,id=display0",
+		[DISPLAY_VIRTIO] = "virtio-vga,id=display0",
+	};
+	const SpecDisplay display = spec_display(b->in->spec);
+
+	add(b, "-display", "none");
+	if (display != DISPLAY_NONE)
+		add(b, "-device", "%s", devices[display]);
+	if (b->in->spec->vnc)
+		add_vnc(b);
+}
+
 /*
  * A guest that powers off or panics leaves QEMU paused and answering, and we tell it to quit: so
  * a daemon that was away can tell a guest that stopped from a QEMU that crashed.
@@ -127,7 +159,7 @@ static void add_control(const Build *b)
 	add(b, "-name", "%s", name);
 	add(b, "-nodefaults", NULL);
 	add(b, "-no-user-config", NULL);
-	add(b, "-display", "none");
+	add_display(b);
 	add(b, "-sandbox",
 	    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
 	add(b, "-S", NULL);
@@ -246,6 +278,9 @@ static bool check_microvm(const Spec *s, GError **err)
 			       "boot.kernel, or machine: q35");
 	if (s->firmware == FIRMWARE_UEFI)
 		return err_set(err, EOPNOTSUPP, "firmware: microvm has no uefi");
+	if (spec_display(s) != DISPLAY_NONE)
+		return err_set(err, EOPNOTSUPP,
+			       "display: a microvm has none; set machine: q35, or display: none");
 	/* 24 mmio slots, of which serial and rng take two. */
 	if (s->disks->len + s->nics->len > 22)
 		return err_set(err, EOPNOTSUPP, "machine: microvm takes at most 22 disks and nics");

@@ -330,6 +330,7 @@ void qemu_connect_guest(QemuVm *q, size_t past)
 void qemu_disconnect(QemuVm *q)
 {
 	qemu_ip_stop(q);
+	qemu_fail_questions(q);
 	qmp_cancel(&q->op_slot);
 	qmp_free(g_steal_pointer(&q->qmp));
 	console_free(g_steal_pointer(&q->console));

@@ -292,5 +292,9 @@ const BackendClass qemu_class = {
 		[OP_ADOPT] = qemu_adopt,
 	},
 	.console_write = qemu_console_write,
+	.ask = {
+		[ASK_SCREEN] = qemu_ask_screen,
+		[ASK_STATS] = qemu_ask_stats,
+	},
 	.want_ip = want_ip,
 };

@@ -24,6 +24,7 @@
 #define QEMU_FD_AGENT	  4
 #define QEMU_SOCKET_QMP	  "qmp"
 #define QEMU_SOCKET_AGENT "agent"
+#define QEMU_SOCKET_VNC	  "vnc"
 #define QEMU_PID_FILE	  "pid"
 
 #define QEMU_AGENT_ID	"agent0" /* the agent's port, as events name it */
@@ -106,6 +107,8 @@ struct QemuVm {
 	Op *op;
 	QmpSlot *op_slot;
 	Timer *op_timer;
+
+	GQueue questions; /* of ask.c */
 };
 
 static inline QemuVm *qemu_of(BackendVm *bv)
@@ -163,6 +166,14 @@ void qemu_adopt(BackendVm *bv, Op *op);
 void qemu_resync(QemuVm *q);
 /* Find a process of which only the owner's pid file tells. */
 void qemu_find_process(QemuVm *q);
+
+/* ask.c: files that are asked for */
+void qemu_ask_screen(BackendVm *bv, Ask *a);
+void qemu_ask_stats(BackendVm *bv, Ask *a);
+/* The monitor is gone: nobody will answer these. */
+void qemu_fail_questions(QemuVm *q);
+/* Find out and report where the display can be watched. */
+void qemu_report_vnc(QemuVm *q);
 
 /* ip.c */
 void qemu_ip_start(QemuVm *q);

@@ -479,6 +479,7 @@ static void monitor_run(Op *op, void *ctx)
 		json_object_set_new(args, "command-line", json_string("info usernet"));
 		s->ports = qmp_execute(q->qmp, "human-monitor-command", args, ports_answered, s);
 	}
+	qemu_report_vnc(q);
 	s->cont = qmp_execute(q->qmp, "cont", NULL, cont_answered, s);
 	qemu_connect_guest(q, 0);
 }

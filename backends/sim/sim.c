@@ -32,8 +32,10 @@ typedef struct SimVm {
 	BackendVm base;
 	VmState truth; /* what the simulated machine does, whether or not we can reach it */
 	bool lost, ignore_stop, refuse_eject;
-	Fault faults[OP_MAX];
-	Op *op; /* the one that waits on the timer */
+	Fault faults[OP_MAX], ask_faults[ASK_MAX];
+	GQueue asks;	/* of SimAsk: not answered yet */
+	unsigned asked; /* how often it was asked for its counters */
+	Op *op;		/* the one that waits on the timer */
 	Timer *timer, *boot;
 } SimVm;
 
@@ -50,10 +52,13 @@ static void tell(SimVm *s, VmState truth, const char *reason)
 		backend_state(&s->base, truth, reason);
 }
 
+static void fail_asks(SimVm *s);
+
 static void gone(SimVm *s, VmState truth, const char *reason, int exit_status)
 {
 	timer_stop(&s->boot);
 	s->truth = truth;
+	fail_asks(s);
 	if (!s->lost)
 		backend_gone(&s->base, truth, reason, exit_status);
 }
@@ -124,6 +129,105 @@ static void boot(SimVm *s)
 		s->boot = timer_start(ms, booted, s);
 	else
 		booted(s);
+}
+
+/* ---- questions ---- */
+
+typedef struct SimAsk {
+	SimVm *s;
+	Ask *ask;
+	AskKind kind;
+	Timer *timer; /* NULL: never */
+} SimAsk;
+
+/* One pixel, black. */
+static const unsigned char picture[] = { 0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a, 0x00, 0x00,
+					 0x00, 0x0d, 0x49, 0x48, 0x44, 0x52, 0x00, 0x00, 0x00, 0x01,
+					 0x00, 0x00, 0x00, 0x01, 0x08, 0x00, 0x00, 0x00, 0x00, 0x3a,
+					 0x7e, 0x9b, 0x55, 0x00, 0x00, 0x00, 0x0a, 0x49, 0x44, 0x41,
+					 0x54, 0x78, 0xda, 0x63, 0x60, 0x00, 0x00, 0x00, 0x02, 0x00,
+					 0x01, 0xe5, 0x27, 0xde, 0xfc, 0x00, 0x00, 0x00, 0x00, 0x49,
+					 0x45, 0x4e, 0x44, 0xae, 0x42, 0x60, 0x82 };
+
+static GBytes *counters(SimVm *s)
+{
+	GString *out = g_string_new(NULL);
+
+	s->asked++;
+	g_string_append_printf(out,
+			       "cpu.count %u\ncpu.time_us %u\nmemory.max %" G_GUINT64_FORMAT
+			       "\nmemory.rss %u\nsim.asked %u\n",
+			       s->base.spec->cpus, s->asked * 1000, s->base.spec->memory, 1u << 20,
+			       s->asked);
+	return g_string_free_to_bytes(out);
+}
+
+static void answer(SimVm *s, Ask *a, AskKind kind)
+{
+	if (kind == ASK_STATS)
+		ask_answer(a, counters(s));
+	else
+		ask_answer(a, g_bytes_new_static(picture, sizeof picture));
+}
+
+static void ask_end(SimAsk *w)
+{
+	g_queue_remove(&w->s->asks, w);
+	timer_stop(&w->timer);
+	g_free(w);
+}
+
+static void ask_due(void *arg)
+{
+	SimAsk *w = arg;
+	const SimAsk due = *w;
+
+	w->timer = NULL;
+	ask_end(w);
+	answer(due.s, due.ask, due.kind);
+}
+
+static void fail_asks(SimVm *s)
+{
+	while (s->asks.head) {
+		SimAsk *w = s->asks.head->data;
+		Ask *a = w->ask;
+
+		ask_end(w);
+		ask_fail(a, err_new(EIO, "the simulated machine ended before it answered"));
+	}
+}
+
+static void run_ask(SimVm *s, Ask *a, AskKind kind)
+{
+	Fault f = s->ask_faults[kind];
+	SimAsk *w;
+
+	s->ask_faults[kind].kind = f.kind == FAULT_FAIL ? FAULT_NONE : f.kind;
+	if (f.kind == FAULT_FAIL) {
+		ask_fail(a,
+			 err_new(f.code, "the simulated hypervisor says: %s", g_strerror(f.code)));
+		return;
+	}
+	if (f.kind == FAULT_NONE) {
+		answer(s, a, kind);
+		return;
+	}
+	w = g_new0(SimAsk, 1);
+	*w = (SimAsk){ .s = s, .ask = a, .kind = kind };
+	g_queue_push_tail(&s->asks, w);
+	if (f.kind == FAULT_SLOW)
+		w->timer = timer_start(f.ms, ask_due, w);
+}
+
+static void ask_screen(BackendVm *bv, Ask *a)
+{
+	run_ask(sim_from(bv), a, ASK_SCREEN);
+}
+
+static void ask_stats(BackendVm *bv, Ask *a)
+{
+	run_ask(sim_from(bv), a, ASK_STATS);
 }
 
 /* ---- operations ---- */
@@ -256,6 +360,7 @@ static void fini(BackendVm *bv)
 
 	timer_stop(&s->timer);
 	timer_stop(&s->boot);
+	fail_asks(s);
 }
 
 /* A guest whose terminal echoes. */
@@ -309,15 +414,20 @@ static bool cmdline(BackendVm *bv, GPtrArray *argv, GError **err)
 static bool set_fault(SimVm *s, char **word, unsigned n, GError **err)
 {
 	const Verb *v = verbs;
+	AskKind asked = ASK_NONE;
 	Fault f = { 0 };
 
 	while (v->name && (n < 2 || strcmp(v->name, word[1])))
 		v++;
-	if (!v->name)
-		return err_set(err, EINVAL, "'%s' needs a verb", word[0]);
+	for (unsigned i = ASK_NONE + 1; n > 1 && i < ASK_MAX; i++)
+		if (!strcmp(word[1], ask_name((AskKind)i)))
+			asked = (AskKind)i;
+	if (!v->name && !asked)
+		return err_set(err, EINVAL, "'%s' needs a verb, or the name of a question",
+			       word[0]);
 	if (!strcmp(word[0], "fail")) {
 		f.kind = FAULT_FAIL;
-		for (int e = 1; n > 2 && e < 134; e++)
+		for (int e = 1; n > 2 && !f.code && e < 134; e++)
 			if (!strcmp(err_name(e), word[2]))
 				f.code = e;
 		if (!f.code)
@@ -331,7 +441,10 @@ static bool set_fault(SimVm *s, char **word, unsigned n, GError **err)
 		if (!f.ms || f.ms > MAX_MS)
 			return err_set(err, EINVAL, "'slow %s' needs milliseconds", word[1]);
 	}
-	s->faults[v->kind] = f;
+	if (v->name)
+		s->faults[v->kind] = f;
+	else
+		s->ask_faults[asked] = f;
 	return true;
 }
 
@@ -416,5 +529,6 @@ const BackendClass sim_class = {
 	},
 	.can_apply = can_apply,
 	.console_write = console_write,
+	.ask = { [ASK_SCREEN] = ask_screen, [ASK_STATS] = ask_stats },
 	.control = control,
 };

@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What QEMU is asked on behalf of whoever reads a file. A question goes to the monitor as one or
+ * more commands and is answered when the last of these is; if the monitor goes first, it fails.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "backends/qemu/qemu.h"
+#include "vmfs/err.h"
+
+#define MAX_COMMANDS 3
+#define MAX_PICTURE  (64u << 20) /* bytes */
+#define PICTURE	     "screen.png"
+#define NS_OF_US     1000
+#define DISK_PREFIX  "disk-" /* of a disk's id in argv.c */
+
+typedef struct Question Question;
+typedef struct Picture Picture;
+
+struct Question {
+	QemuVm *q;
+	Ask *ask;
+	QmpSlot *slots[MAX_COMMANDS]; /* under way */
+	GString *out;		      /* of ASK_STATS */
+	Picture *picture;	      /* being read in the pool */
+};
+
+/* ---- questions ---- */
+
+/* NULL, and refused, when there is nobody to answer. */
+static Question *question_new(BackendVm *bv, Ask *a)
+{
+	QemuVm *q = qemu_of(bv);
+	Question *n;
+
+	if (!q->qmp || q->exited) {
+		ask_fail(a, err_new(EHOSTDOWN, "QEMU does not answer; 'kill' ends it"));
+		return NULL;
+	}
+	n = g_new0(Question, 1);
+	n->q = q;
+	n->ask = a;
+	g_queue_push_tail(&q->questions, n);
+	return n;
+}
+
+struct Picture {
+	Question *question; /* NULL: nobody waits any more */
+	char *path;
+	uid_t owner;
+	GBytes *bytes;
+	GError *error;
+};
+
+/* The answer or, NULL, err: both are taken. */
+static void question_end(Question *n, GBytes *answer, GError *err)
+{
+	Ask *a = n->ask;
+
+	g_queue_remove(&n->q->questions, n);
+	for (size_t i = 0; i < MAX_COMMANDS; i++)
+		qmp_cancel(&n->slots[i]);
+	if (n->picture)
+		n->picture->question = NULL;
+	if (n->out)
+		g_string_free(n->out, TRUE);
+	g_free(n);
+	if (err)
+		ask_fail(a, err);
+	else
+		ask_answer(a, answer);
+}
+
+void qemu_fail_questions(QemuVm *q)
+{
+	while (q->questions.head)
+		question_end(q->questions.head->data, NULL,
+			     err_new(EIO, "the connection to QEMU ended before it answered"));
+}
+
+/* ---- screen ---- */
+
+static GBytes *read_picture(const Picture *p, GError **err)
+{
+	const int fd = open(p->path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	g_autofree char *buf = NULL;
+	struct stat st;
+	ssize_t n = -1;
+
+	/* The directory is its owner's, who could put anything there, a link to another's file too.
+	 */
+	if (fd >= 0 && !fstat(fd, &st) && S_ISREG(st.st_mode) && st.st_nlink == 1 &&
+	    st.st_uid == p->owner && st.st_size <= MAX_PICTURE) {
+		buf = g_malloc((gsize)st.st_size + 1);
+		n = pread(fd, buf, (size_t)st.st_size, 0);
+	}
+	if (fd >= 0)
+		close(fd);
+	(void)unlink(p->path);
+	if (n <= 0) {
+		(void)err_set(err, EIO, "QEMU's picture of the display, %s, cannot be read",
+			      p->path);
+		return NULL;
+	}
+	return g_bytes_new_take(g_steal_pointer(&buf), (gsize)n);
+}
+
+static void picture_work(void *job)
+{
+	Picture *p = job;
+
+	p->bytes = read_picture(p, &p->error);
+}
+
+static void picture_done(void *job)
+{
+	Picture *p = job;
+
+	if (p->question) {
+		p->question->picture = NULL;
+		question_end(p->question, g_steal_pointer(&p->bytes), g_steal_pointer(&p->error));
+	}
+	g_clear_pointer(&p->bytes, g_bytes_unref);
+	g_clear_error(&p->error);
+	g_free(p->path);
+	g_free(p);
+}
+
+static char *picture_path(const QemuVm *q)
+{
+	return g_build_filename(vm_run_dir(qemu_vm(q)), PICTURE, NULL);
+}
+
+static void screen_dumped(void *arg, const json_t *result, const GError *err)
+{
+	Question *n = arg;
+
+	n->slots[0] = NULL;
+	if (err) {
+		question_end(n, NULL, g_error_copy(err));
+		return;
+	}
+	n->picture = g_new0(Picture, 1);
+	n->picture->question = n;
+	n->picture->path = picture_path(n->q);
+	n->picture->owner = vm_uid(qemu_vm(n->q));
+	loop_work(picture_work, picture_done, n->picture);
+}
+
+void qemu_ask_screen(BackendVm *bv, Ask *a)
+{
+	Question *n = question_new(bv, a);
+
+	if (!n)
+		return;
+	g_autofree char *path = picture_path(n->q);
+	json_t *args = json_object();
+	json_object_set_new(args, "filename", json_string(path));
+	json_object_set_new(args, "format", json_string("png"));
+	n->slots[0] = qmp_execute(n->q->qmp, "screendump", args, screen_dumped, n);
+}
+
+/* ---- stats ---- */
+
+static void add_counter(Question *n, const char *key, uint64_t value)
+{
+	g_string_append_printf(n->out, "%s %" G_GUINT64_FORMAT "\n", key, value);
+}
+
+/* The numbers that a file of /proc begins with; how many there were. */
+static int read_numbers(const char *path, unsigned long long ret[2])
+{
+	g_autofree char *text = NULL;
+
+	if (!g_file_get_contents(path, &text, NULL, NULL))
+		return 0;
+	return MAX(0, sscanf(text, "%llu %llu", &ret[0], &ret[1]));
+}
+
+/* Microseconds that a thread of QEMU has been on a CPU. */
+static bool thread_time(const QemuVm *q, json_int_t tid, uint64_t *ret)
+{
+	char path[64];
+	unsigned long long v[2];
+
+	g_snprintf(path, sizeof path, "/proc/%d/task/%" JSON_INTEGER_FORMAT "/schedstat",
+		   (int)proc_pid(q->proc), tid);
+	if (read_numbers(path, v) < 1)
+		return false;
+	*ret = v[0] / NS_OF_US;
+	return true;
+}
+
+static void add_cpus(Question *n, const json_t *cpus)
+{
+	uint64_t each, all = 0;
+	json_t *cpu;
+	size_t i;
+
+	add_counter(n, "cpu.count", json_array_size(cpus));
+	json_array_foreach(cpus, i, cpu)
+	{
+		const json_t *tid = json_object_get(cpu, "thread-id");
+		g_autofree char *key = g_strdup_printf("cpu.%zu.time_us", i);
+
+		if (!json_is_integer(tid) || !thread_time(n->q, json_integer_value(tid), &each))
+			continue;
+		add_counter(n, key, each);
+		all += each;
+	}
+	add_counter(n, "cpu.time_us", all);
+}
+
+static void add_memory(Question *n)
+{
+	char path[64];
+	unsigned long long pages[2];
+
+	add_counter(n, "memory.max", n->q->base.spec->memory);
+	g_snprintf(path, sizeof path, "/proc/%d/statm", (int)proc_pid(n->q->proc));
+	if (read_numbers(path, pages) == 2)
+		add_counter(n, "memory.rss", pages[1] * (uint64_t)sysconf(_SC_PAGESIZE));
+}
+
+static void cpus_answered(void *arg, const json_t *result, const GError *err)
+{
+	Question *n = arg;
+
+	n->slots[0] = NULL;
+	/* Its threads are known by their numbers only while it is there. */
+	if (err || !n->q->proc || n->q->exited)
+		return;
+	add_cpus(n, result);
+	add_memory(n);
+}
+
+static void balloon_answered(void *arg, const json_t *result, const GError *err)
+{
+	Question *n = arg;
+	const json_t *actual = json_object_get(result, "actual");
+
+	n->slots[1] = NULL;
+	if (json_is_integer(actual))
+		add_counter(n, "memory.balloon", (uint64_t)json_integer_value(actual));
+}
+
+/* The spec's name of the disk behind a device: its id, as a path of QEMU's objects. */
+static const char *disk_name(const json_t *device)
+{
+	const char *qdev = json_string_value(json_object_get(device, "qdev"));
+	const char *at = qdev ? strstr(qdev, DISK_PREFIX) : NULL;
+
+	return at ? at + strlen(DISK_PREFIX) : NULL;
+}
+
+static void add_disk(Question *n, const char *name, const json_t *stats)
+{
+	static const struct {
+		const char *member, *key;
+	} rows[] = {
+		{ "rd_operations", "read_ops" },     { "rd_bytes", "read_bytes" },
+		{ "wr_operations", "write_ops" },    { "wr_bytes", "write_bytes" },
+		{ "flush_operations", "flush_ops" },
+	};
+
+	for (size_t i = 0; i < G_N_ELEMENTS(rows); i++) {
+		const json_t *v = json_object_get(stats, rows[i].member);
+		g_autofree char *key = g_strdup_printf("block.%.*s.%s", (int)strcspn(name, "/"),
+						       name, rows[i].key);
+
+		if (json_is_integer(v))
+			add_counter(n, key, (uint64_t)json_integer_value(v));
+	}
+}
+
+static void blocks_answered(void *arg, const json_t *result, const GError *err)
+{
+	Question *n = arg;
+	json_t *device;
+	size_t i;
+
+	n->slots[2] = NULL;
+	if (err) {
+		question_end(n, NULL, g_error_copy(err));
+		return;
+	}
+	json_array_foreach(result, i, device)
+	{
+		const char *name = disk_name(device);
+
+		if (name)
+			add_disk(n, name, json_object_get(device, "stats"));
+	}
+	question_end(n, g_string_free_to_bytes(g_steal_pointer(&n->out)), NULL);
+}
+
+/* QEMU answers in order: the last completes it. Of the user network it counts nothing. */
+void qemu_ask_stats(BackendVm *bv, Ask *a)
+{
+	Question *n = question_new(bv, a);
+	Qmp *qmp;
+
+	if (!n)
+		return;
+	qmp = n->q->qmp;
+	n->out = g_string_new(NULL);
+	n->slots[0] = qmp_execute(qmp, "query-cpus-fast", NULL, cpus_answered, n);
+	n->slots[1] = qmp_execute(qmp, "query-balloon", NULL, balloon_answered, n);
+	n->slots[2] = qmp_execute(qmp, "query-blockstats", NULL, blocks_answered, n);
+}
+
+/* ---- where the display is ---- */
+
+static void vnc_answered(void *arg, const json_t *result, const GError *err)
+{
+	QemuVm *q = arg;
+	const char *host = json_string_value(json_object_get(result, "host"));
+	const char *service = json_string_value(json_object_get(result, "service"));
+	const char *family = json_string_value(json_object_get(result, "family"));
+	g_autofree char *where = NULL;
+
+	if (err || !host || !service || !family)
+		return;
+	if (!strcmp(family, "unix"))
+		where = g_build_filename(vm_run_dir(qemu_vm(q)), QEMU_SOCKET_VNC, NULL);
+	else
+		where = g_strdup_printf("%s:%s", host, service);
+	backend_fact(&q->base, "vnc", where);
+}
+
+void qemu_report_vnc(QemuVm *q)
+{
+	if (q->base.spec->vnc)
+		qmp_execute(q->qmp, "query-vnc", NULL, vnc_answered, q);
+}
