@@ -7,7 +7,8 @@
 #include <syslog.h>
 
 static struct {
-	bool debug, journal, syslog;
+	bool debug, journal;
+	int syslog; /* atomic: set while the store thread may log */
 } config;
 
 void log_init(bool debug)
@@ -20,7 +21,7 @@ void log_init(bool debug)
 void log_to_syslog(void)
 {
 	openlog("vmfs", LOG_PID, LOG_DAEMON);
-	config.syslog = true;
+	g_atomic_int_set(&config.syslog, true);
 }
 
 static void G_GNUC_PRINTF(2, 0) log_line(int priority, const char *fmt, va_list ap)
@@ -31,7 +32,7 @@ static void G_GNUC_PRINTF(2, 0) log_line(int priority, const char *fmt, va_list 
 	for (char *c = text; *c; c++)
 		if ((unsigned char)*c < ' ')
 			*c = ' ';
-	if (config.syslog)
+	if (g_atomic_int_get(&config.syslog))
 		syslog(priority, "%s", text);
 	else if (config.journal)
 		fprintf(stderr, "<%d>%s\n", priority, text);
