@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.util import PATIENCE, until
+from lib.util import PATIENCE, get, until
 
 IN_MODIFY, IN_CREATE, IN_DELETE, IN_ISDIR = 0x2, 0x100, 0x200, 0x40000000
 IN_MOVED_FROM, IN_MOVED_TO = 0x40, 0x80
@@ -90,6 +90,21 @@ def test_error_is_watched(fs, watch):
         vm.do("start")
     w.expect(lambda *_: True, "event")
     assert "ENOSPC" in vm.read("error")
+
+
+def test_size_of_the_list(fs):
+    """Told without the text being made: it must be what a reader then gets."""
+    vms = [fs.vm(f"web{i}", "backend: sim\n") for i in range(3)]
+    path = fs.mnt / ".vmfs/list"
+    assert path.stat().st_size == len(get(path))
+    for verb in "start", "pause", "kill":
+        for vm in vms[:2]:
+            vm.do(verb)
+        size = path.stat().st_size
+        assert size == len(get(path))
+    vms[0].dir.rmdir()
+    size = path.stat().st_size
+    assert size == len(get(path))
 
 
 def test_list_is_watched(fs, watch):

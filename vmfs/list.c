@@ -85,3 +85,20 @@ const GString *list_text(void)
 	list.n_changed = 0;
 	return list.text;
 }
+
+size_t list_size(void)
+{
+	g_autoptr(GString) line = NULL;
+	size_t size;
+
+	if (list.all)
+		return list_text()->len;
+	line = g_string_new(NULL);
+	size = list.text->len;
+	for (unsigned i = 0; i < list.n_changed; i++) {
+		g_string_truncate(line, 0);
+		add_line(list.changed[i], line);
+		size += line->len - list.changed[i]->line_len;
+	}
+	return size;
+}

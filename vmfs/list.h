@@ -15,3 +15,5 @@
 void list_change(Vm *vm, unsigned changes);
 /* Borrowed until the next call. */
 const GString *list_text(void);
+/* Its length in bytes, without moving a line: a watcher's nudge asks for it on every change. */
+size_t list_size(void);

@@ -204,7 +204,9 @@ void node_stat(const NodeRef *r, struct stat *st)
 		      : r->node->dir ? r->vm->created
 				     : r->vm->changed);
 	stat_owner(r, st);
-	if (r->node->show) {
+	if (r->node->size) {
+		st->st_size = (off_t)r->node->size(r);
+	} else if (r->node->show) {
 		g_autoptr(GString) text = g_string_new(NULL);
 
 		r->node->show(r, text);

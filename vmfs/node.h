@@ -64,8 +64,9 @@ struct Node {
 		const NodeRef *r);     /* target that is found out when it is followed; or NULL */
 	int (*file)(const NodeRef *r); /* a descriptor of the file behind it; -1 and errno */
 	AskKind ask;		       /* what the hypervisor says when it is opened */
-	bool document;		       /* spec.yaml: taken as a whole on close */
-	bool scratch;		       /* an editor's file */
+	size_t (*size)(const NodeRef *r); /* comes with show, where it is cheaper; or NULL */
+	bool document;			  /* spec.yaml: taken as a whole on close */
+	bool scratch;			  /* an editor's file */
 
 	/* May come with show: what one write orders. Sets *op (a reference) if there is to wait. */
 	bool (*store)(const NodeRef *r, const char *data, size_t len, Op **op, GError **err);

@@ -29,6 +29,12 @@ static void show_list(const NodeRef *r, GString *out)
 	g_string_append_len(out, text->str, (gssize)text->len);
 }
 
+static size_t size_list(const NodeRef *r)
+{
+	(void)r;
+	return list_size();
+}
+
 static void show_metrics(const NodeRef *r, GString *out)
 {
 	(void)r;
@@ -151,7 +157,7 @@ static const Dir host_io_dir = { .rows = io_rows };
 static const Node dot_rows[] = {
 	{ 50, "version", REG(0444), .show = show_version, .doc = "version of vmfs" },
 	{ 51, "help", REG(0444), .show = show_help, .doc = "this manual" },
-	{ 52, "list", REG(0444), .show = show_list,
+	{ 52, "list", REG(0444), .show = show_list, .size = size_list,
 	  .events = LIST_CHANGES,
 	  .doc = "a line a VM: name, state, backend, host, first address ('-': none)" },
 	{ 57, "metrics", REG(0444), .show = show_metrics, .doc = "the fleet in Prometheus text format" },
