@@ -35,7 +35,15 @@
 #define MAX_FDS		29 /* passed on as 3, 4... */
 
 /* The child runs in our memory on a stack of its own, where sanitizers must not leave marks. */
-#define NO_SANITIZE __attribute__((no_sanitize("address"), no_sanitize("undefined"), noinline))
+#define NO_SANITIZE                                                                                \
+	__attribute__((no_sanitize("address"), no_sanitize("undefined"), no_sanitize("thread"),    \
+		       noinline))
+
+/* TSan's own clone() takes the child for one of fork(2), and would rewrite our state from it. */
+#ifdef __SANITIZE_THREAD__
+int __clone(int (*fn)(void *arg), void *stack, int flags, void *arg, ...);
+#define clone __clone
+#endif
 
 struct Proc {
 	pid_t pid;

@@ -16,6 +16,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <uv.h>
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#else
+#define __tsan_release(p) ((void)(p))
+#define __tsan_acquire(p) ((void)(p))
+#endif
 
 #include "vmfs/err.h"
 #include "vmfs/log.h"
@@ -54,6 +60,22 @@ static struct {
 	int64_t unsynced_since;
 	uint32_t next_serial, reserved_serial;
 } store;
+
+/* ---- the hand-over ---- */
+
+/* GLib's locks are futexes of its own, which TSan cannot see: it is told what they order. */
+static void job_give(GAsyncQueue *to, Job *j)
+{
+	__tsan_release(j);
+	g_async_queue_push(to, j);
+}
+
+static Job *job_taken(gpointer job)
+{
+	if (job)
+		__tsan_acquire(job);
+	return job;
+}
 
 /* ---- the store thread ---- */
 
@@ -308,8 +330,9 @@ static Job *next_job(void)
 		int64_t left = store.unsynced_since + SYNC_MS * 1000 - g_get_monotonic_time();
 
 		if (!store.unsynced->len)
-			return g_async_queue_pop(store.todo);
-		j = left > 0 ? g_async_queue_timeout_pop(store.todo, (guint64)left) : NULL;
+			return job_taken(g_async_queue_pop(store.todo));
+		j = left > 0 ? job_taken(g_async_queue_timeout_pop(store.todo, (guint64)left))
+			     : NULL;
 		if (!j || j->kind == QUIT || (j->kind == PUT && j->durable))
 			sync_vms();
 		if (j)
@@ -324,7 +347,7 @@ static void *store_thread(void *arg)
 		bool quit = j->kind == QUIT;
 
 		j->err = do_job(j);
-		g_async_queue_push(store.done, j);
+		job_give(store.done, j);
 		if (quit)
 			return arg;
 		(void)uv_async_send(&store.async);
@@ -345,7 +368,7 @@ static void report_jobs(void)
 {
 	Job *j;
 
-	while ((j = g_async_queue_try_pop(store.done))) {
+	while ((j = job_taken(g_async_queue_try_pop(store.done)))) {
 		store.busy--;
 		if (j->err && !j->fn && j->kind != QUIT)
 			log_error("cannot write %s/%s: %s", store.dir, j->path, g_strerror(j->err));
@@ -375,7 +398,7 @@ static void queue_job(JobKind kind, char *path, GBytes *data, bool durable, uid_
 	j->fn = fn;
 	j->arg = arg;
 	store.busy++;
-	g_async_queue_push(store.todo, j);
+	job_give(store.todo, j);
 }
 
 static char *vm_path(uint32_t serial)

@@ -26,6 +26,9 @@ class Vmfs:
         self.base = base
         self.state, self.run, self.mnt, self.log = (base / n for n in ("s", "r", "m", "log"))
         self.mnt.mkdir()
+        self.reports = base / "reports"  # of the sanitizers
+        self.reports.mkdir()
+        self.reports.chmod(0o1777)
         self.proc, self.args, self.env = None, (), {}
         self.notify = None  # the socket on which it tells its supervisor
         self.followers, self.problems = [], []
@@ -37,8 +40,11 @@ class Vmfs:
                 self.mnt]
 
     def environ(self, **env):
-        asan = os.environ.get("ASAN_OPTIONS", "detect_leaks=1")
-        return {**os.environ, "ASAN_OPTIONS": asan, **self.env, **env}
+        # To files, for the helper processes have no stderr.
+        sanitizers = {f"{name}_OPTIONS": f"{os.environ.get(f'{name}_OPTIONS', '')}:"
+                                         f"log_path={self.reports / name.lower()}"
+                      for name in ("ASAN", "UBSAN", "TSAN")}
+        return {**os.environ, **sanitizers, **self.env, **env}
 
     def launch(self, *args):
         """Start it as a supervisor would, and do not wait."""
@@ -98,7 +104,9 @@ class Vmfs:
 
     @property
     def log_text(self):
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
+        """What the daemon said, and what the sanitizers say of it and of its helper processes."""
+        logs = [self.log, *sorted(self.reports.iterdir())]
+        return "".join(log.read_text(errors="replace") for log in logs if log.exists())
 
     # The user
 
