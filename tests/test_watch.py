@@ -6,6 +6,7 @@ import select
 import signal
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -182,64 +183,145 @@ def test_poll_of_the_list(fs):
     os.close(fd)
 
 
-CHANGES = 2000
+CHANGES = 3000  # of each VM
 
 
-def test_no_value_is_old_or_torn(fs, watch):
-    """Readers, pollers and watchers at once, thousands of changes: each value is whole, the order
-    is kept, and whoever was told of a change never reads what was before it."""
-    vm = fs.vm("web1", "backend: sim\n")
-    vm.do("start")
-    stop = threading.Event()
-    problems = []
+class Count:
+    """A VM's count, kept in its addresses: whoever reads gets at least what anybody was told."""
 
-    def value(text):
-        """The count is in the first address; how many more lines there are follows from it."""
-        lines = text.decode().splitlines()
-        if not lines:
-            return 0
-        n = int(lines[0].rsplit(":", 1)[1], 16)
-        if len(lines) != 1 + n % 3 or not text.endswith(b"\n"):
-            problems.append(f"torn: {text!r}")
+    def __init__(self, vm):
+        self.vm, self.told, self.lock = vm, 0, threading.Lock()
+        self.sim = os.open(vm / "sim", os.O_WRONLY)
+        self.set(1)
+
+    def set(self, n):
+        extra = " ".join(f"2001:db8::{i}:1" for i in range(n % 3))
+        os.write(self.sim, f"ip 2001:db8::{n:x} {extra}".strip().encode())
+        self.tell(n)
+
+    def tell(self, n):
+        with self.lock:
+            self.told = max(self.told, n)
+
+    def open(self):
+        return os.open(self.vm / "ip", os.O_RDONLY)
+
+    def read(self, fd):
+        floor = self.told
+        text = os.pread(fd, 4096, 0).decode()
+        lines = text.splitlines()
+        n = count_in(lines[0])
+        assert len(lines) == 1 + n % 3 and text.endswith("\n"), f"torn: {text!r}"
+        assert n >= floor, f"read {n} after {floor} was told"
+        self.tell(n)
         return n
 
-    def reader(fresh):
-        last, fd = 0, os.open(vm / "ip", os.O_RDONLY)
-        while not stop.is_set():
-            if fresh:
-                os.close(fd)
-                fd = os.open(vm / "ip", os.O_RDONLY)
-            now = value(os.pread(fd, 4096, 0))
-            if now < last:
-                problems.append(f"went back from {last} to {now}")
-            last = now
+
+def count_in(address):
+    return int(address.rsplit(":", 1)[1], 16)
+
+
+def by_writing(count):
+    """The write has been answered, so the change has been announced."""
+    fd = count.open()
+    for n in range(2, CHANGES + 1):
+        count.set(n)
+        assert count.read(fd) == n
+    os.close(fd)
+    os.close(count.sim)
+
+
+def by_reading(count, fresh):
+    fd = count.open()
+    while count.read(fd) < CHANGES:
+        if fresh:
+            os.close(fd)
+            fd = count.open()
+    os.close(fd)
+
+
+def by_listing(fs, counts):
+    fd = os.open(fs.mnt / ".vmfs/list", os.O_RDONLY)
+    lowest = 0
+    while lowest < CHANGES:
+        floors = [count.told for count in counts]
+        rows = [line.split() for line in os.pread(fd, 4096, 0).decode().splitlines()]
+        values = [count_in(row[-1]) for row in rows]
+        assert [row[0] for row in rows] == [count.vm.name for count in counts]
+        assert all(map(int.__ge__, values, floors)), f"listed {values} after {floors} was told"
+        lowest = min(values)
+    os.close(fd)
+
+
+def by_polling(count, edge):
+    """Each time something new, until the last."""
+    fd = count.open()
+    poll = select.epoll() if edge else select.poll()
+    poll.register(fd, select.EPOLLPRI | select.EPOLLET if edge else select.POLLPRI)
+    n = count.read(fd)
+    while n < CHANGES:
+        assert poll.poll(PATIENCE if edge else PATIENCE * 1000), f"no wake-up after {n}"
+        now = count.read(fd)
+        assert now > n, f"woken for nothing at {n}"
+        n = now
+    os.close(fd)
+    if edge:
+        poll.close()
+
+
+def by_watching(counts, watcher):
+    fds = [count.open() for count in counts]
+    values = [0] * len(counts)
+    of = {str(path): i for i, count in enumerate(counts) for path in (count.vm / "ip", count.vm.dir)}
+    while min(values) < CHANGES:
+        assert watcher.more(), f"no event after {values}"
+        for _, path, name in watcher.seen:
+            if name in ("", "ip"):
+                values[of[path]] = counts[of[path]].read(fds[of[path]])
+        watcher.seen.clear()
+    for fd in fds:
         os.close(fd)
 
-    threads = [threading.Thread(target=reader, args=(fresh,)) for fresh in (False, True)]
-    w = watch(vm / "ip")
-    sim = os.open(vm / "sim", os.O_WRONLY)
-    fd = os.open(vm / "ip", os.O_RDONLY)
-    for t in threads:
-        t.start()
-    for n in range(1, CHANGES + 1):
-        extra = " ".join(f"2001:db8::{i}:1" for i in range(n % 3))
-        os.write(sim, f"ip 2001:db8::{n:x} {extra}".strip().encode())
-        # The write has been answered, so the change has been announced.
-        now = value(os.pread(fd, 4096, 0))
-        if now != n:
-            problems.append(f"read {now} after {n} was told")
-    stop.set()
-    for t in threads:
-        t.join(PATIENCE)
-    assert not problems, problems[:5]
-    # Bursts are merged; the last one is never missed.
-    while w.more(0.5):
-        pass
-    assert w.seen
-    os.write(sim, b"ip 2001:db8::ffff")
-    assert w.more(), "a change after a burst is missed"
-    os.close(sim)
-    os.close(fd)
+
+def by_events(path, counts):
+    stream = os.open(path, os.O_RDONLY)
+    fds = {count.vm.name: (count, count.open()) for count in counts}
+    values, text = dict.fromkeys(fds, 0), b""
+    while min(values.values()) < CHANGES:
+        assert select.select([stream], [], [], PATIENCE)[0], f"no event after {values}"
+        *lines, text = (text + os.read(stream, 1 << 16)).split(b"\n")
+        for _, name, key, value, *_ in (line.decode().split(" ") for line in lines):
+            if key == "ip" and value != "-":
+                count, fd = fds[name]
+                assert count_in(value) >= values[name], f"{value} came after {values[name]}"
+                values[name] = count_in(value)
+                count.tell(values[name])
+                count.read(fd)
+    for _, fd in fds.values():
+        os.close(fd)
+    os.close(stream)
+
+
+def test_no_value_is_old_torn_or_lost(fs, watch):
+    """Readers, pollers, watchers and followers of the same VMs at once, thousands of changes: each
+    value is whole, nobody reads what was before anything that anybody was told, by whichever way,
+    and all are told of the last one."""
+    vms = [fs.vm(f"web{n}", "backend: sim\n") for n in range(3)]
+    for vm in vms:
+        vm.do("start")
+    counts = [Count(vm) for vm in vms]
+    files, dirs = watch(*(vm / "ip" for vm in vms)), watch(*(vm.dir for vm in vms))
+    with ThreadPoolExecutor(64) as pool:
+        jobs = [pool.submit(by_watching, counts, w) for w in (files, dirs)]
+        jobs += [pool.submit(by_events, fs.mnt / ".vmfs/events", counts),
+                 pool.submit(by_listing, fs, counts)]
+        for count in counts:
+            jobs += [pool.submit(by_polling, count, edge) for edge in (False, True)]
+            jobs += [pool.submit(by_reading, count, fresh) for fresh in (False, True)]
+            jobs.append(pool.submit(by_events, count.vm / "events", [count]))
+        jobs += [pool.submit(by_writing, count) for count in counts]
+    for job in jobs:
+        job.result()
 
 
 def test_size_is_never_old(fs):
