@@ -20,6 +20,7 @@ FILES = {
     "pid": "r",
     "id": "r",
     "cmdline": "r",
+    "stats": "r",
     "console.log": "r",
     "sim": "rw",
     "console": "link",
