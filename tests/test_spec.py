@@ -206,7 +206,7 @@ REFUSED = {  # text, words of the sentence
     "port": ("nics:\n  eth0: {network: user, ports: [\"127.0.0.1:0:70000\"]}\n",
              ["line 2", "port"]),
     "disk-name": ("disks:\n  ../x: {file: /x}\n", ["line 2"]),
-    "disk-of-nothing": ("disks:\n  root: {size: 1GiB}\n", ["disks.root"]),
+    "disk-of-nothing": ("disks:\n  root: {format: raw}\n", ["disks.root"]),
     "disk-of-both": ("disks:\n  root: {image: /etc/hosts, file: /etc/hosts}\n", ["disks.root"]),
     "unclosed": ("cpus: 2\nboot: {kernel: /x\n", ["line"]),
     "unclosed-quote": ("backend: \"sim\n", ["line"]),

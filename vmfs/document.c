@@ -9,14 +9,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/fsuid.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "vmfs/err.h"
+#include "vmfs/images.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
+#include "vmfs/rights.h"
 #include "vmfs/store.h"
 #include "vmfs/waitq.h"
 
@@ -41,8 +41,7 @@ typedef struct Commit {
 /* What the pool works on: a copy, which outlives a commit that gave up. */
 typedef struct PathJob {
 	GPtrArray *paths; /* of SpecPath */
-	Caller who;
-	bool as_caller;
+	ProcUser who;
 	char *mountpoint;
 	GError *error;
 	Commit *commit; /* NULL: nobody waits any more; loop thread only */
@@ -54,31 +53,14 @@ void document_set_mountpoint(const char *path)
 	mountpoint = g_strdup(path);
 }
 
+const char *document_mountpoint(void)
+{
+	return mountpoint;
+}
+
 /* ---- in the pool ---- */
 
-/* These system calls, made directly, change the calling thread only: nptl(7). */
-static bool become(const PathJob *j)
-{
-	if (!j->as_caller)
-		return true;
-	if (syscall(SYS_setgroups, (size_t)j->who.n_groups, j->who.groups))
-		return false;
-	(void)syscall(SYS_setfsgid, j->who.gid);
-	/* Takes the capabilities that override file permissions away as well: capabilities(7). */
-	(void)syscall(SYS_setfsuid, j->who.uid);
-	return (uid_t)syscall(SYS_setfsuid, (uid_t)-1) == j->who.uid;
-}
-
-static void become_self(const PathJob *j)
-{
-	if (!j->as_caller)
-		return;
-	(void)syscall(SYS_setfsuid, geteuid());
-	(void)syscall(SYS_setfsgid, getegid());
-	(void)syscall(SYS_setgroups, (size_t)0, NULL);
-}
-
-static bool below_mount(const char *path, const char *mount)
+bool document_is_below(const char *path, const char *mount)
 {
 	size_t len = strlen(mount);
 
@@ -91,7 +73,7 @@ static bool check_path(const PathJob *j, const SpecPath *p, GError **err)
 	struct stat st;
 	int fd, e;
 
-	if (below_mount(clean, j->mountpoint))
+	if (document_is_below(clean, j->mountpoint))
 		return err_set(err, EINVAL,
 			       "line %u: %s: %s is inside %s itself; use a file outside of it",
 			       p->line, p->key, p->path, j->mountpoint);
@@ -101,7 +83,7 @@ static bool check_path(const PathJob *j, const SpecPath *p, GError **err)
 			       p->path, g_strerror(errno));
 	link = g_strdup_printf("/proc/self/fd/%d", fd);
 	real = g_file_read_link(link, NULL);
-	if (real && below_mount(real, j->mountpoint))
+	if (real && document_is_below(real, j->mountpoint))
 		e = EINVAL;
 	else if (fstat(fd, &st))
 		e = errno;
@@ -123,8 +105,9 @@ static bool check_path(const PathJob *j, const SpecPath *p, GError **err)
 static void check_paths(void *job)
 {
 	PathJob *j = job;
+	int before;
 
-	if (!become(j)) {
+	if (!rights_take(&j->who, &before)) {
 		(void)err_set(&j->error, EPERM,
 			      "cannot look at the paths with the rights of user %u", j->who.uid);
 	} else {
@@ -132,7 +115,7 @@ static void check_paths(void *job)
 			if (!check_path(j, j->paths->pdata[i], &j->error))
 				break;
 	}
-	become_self(j);
+	rights_drop(&j->who, before);
 }
 
 /* ---- on the loop ---- */
@@ -249,7 +232,7 @@ static void paths_checked(void *job)
 	}
 	g_clear_error(&j->error);
 	g_ptr_array_unref(j->paths);
-	g_free(j->who.groups);
+	proc_user_clear(&j->who);
 	g_free(j->mountpoint);
 	g_free(j);
 }
@@ -265,16 +248,22 @@ static void paths_late(void *arg)
 				     "storage behind it does not answer"));
 }
 
-static bool images_known(const Spec *spec, GError **err)
+/* The names of images to the paths that they stand for. */
+static bool resolve_images(GPtrArray *paths, GError **err)
 {
-	for (unsigned i = 0; i < spec->disks->len; i++) {
-		const SpecDisk *d = spec->disks->pdata[i];
+	for (unsigned i = 0; i < paths->len; i++) {
+		SpecPath *p = paths->pdata[i];
+		const char *target = *p->path == '/' ? p->path : images_target(p->path);
 
-		if (d->image && d->image[0] != '/')
-			return err_set(
-				err, ENOENT,
-				"disks.%s.image: there is no image '%s'; give the path of a file",
-				d->name, d->image);
+		if (!target)
+			return err_set(err, ENOENT,
+				       "line %u: %s: there is no image '%s' in .vmfs/images: make "
+				       "it with ln -s, or give the path of a file",
+				       p->line, p->key, p->path);
+		if (target != p->path) {
+			g_free(p->path);
+			p->path = g_strdup(target);
+		}
 	}
 	return true;
 }
@@ -285,7 +274,7 @@ static void look_up_paths(Commit *c, const Caller *who)
 	GError *e = NULL;
 	PathJob *j;
 
-	if (!images_known(c->spec, &e)) {
+	if (!resolve_images(paths, &e) || !images_check_writers(c->vm, c->spec, &e)) {
 		refuse(c, e);
 		return;
 	}
@@ -302,9 +291,13 @@ static void look_up_paths(Commit *c, const Caller *who)
 	}
 	j = g_new0(PathJob, 1);
 	j->paths = g_steal_pointer(&paths);
-	j->who = *who;
-	j->who.groups = g_memdup2(who->groups, (gsize)who->n_groups * sizeof *who->groups);
-	j->as_caller = who->uid != geteuid();
+	j->who = (ProcUser){
+		.uid = who->uid,
+		.gid = who->gid,
+		.groups = g_memdup2(who->groups, (gsize)who->n_groups * sizeof *who->groups),
+		.n_groups = who->n_groups,
+		.change = who->uid != geteuid(),
+	};
 	j->mountpoint = g_strdup(mountpoint);
 	j->commit = c;
 	c->timer = timer_start(PATHS_DEADLINE_MS, paths_late, j);

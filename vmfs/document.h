@@ -27,3 +27,6 @@ void document_check_prefix(Vm *vm, GBytes *text, const Caller *who, DocumentDone
 
 /* Where the tree is mounted: paths below it are refused, for a VMM must not wait for vmfs. */
 void document_set_mountpoint(const char *path);
+const char *document_mountpoint(void); /* borrowed */
+/* Pure: a clean path is the directory or below it. */
+bool document_is_below(const char *path, const char *mount);

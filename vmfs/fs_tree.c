@@ -170,8 +170,8 @@ static void set_owner_or_mode(fuse_req_t req, const NodeRef *r, const struct sta
 	fuse_ino_t ino = node_ino(r);
 	int err = 0;
 
-	if (r->node == &root_node) {
-		RootAttr a = *registry_root();
+	if (r->node->set_attr) {
+		HostAttr a = *r->node->attr(r);
 
 		if (valid & FUSE_SET_ATTR_MODE)
 			a.mode = attr->st_mode & 07777;
@@ -179,8 +179,7 @@ static void set_owner_or_mode(fuse_req_t req, const NodeRef *r, const struct sta
 			a.uid = attr->st_uid;
 		if (valid & FUSE_SET_ATTR_GID)
 			a.gid = attr->st_gid;
-		registry_set_root(&a);
-		reply_attr(req, ino);
+		r->node->set_attr(r, &a, attr_saved, attr_change(req, ino));
 		return;
 	}
 	if (!r->vm) {

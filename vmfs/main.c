@@ -21,6 +21,7 @@
 #include "vmfs/err.h"
 #include "vmfs/fs.h"
 #include "vmfs/host.h"
+#include "vmfs/images.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
 #include "vmfs/node.h"
@@ -93,6 +94,7 @@ static bool prepare(GError **err)
 	vm_config.runtime_dir = o->runtime_dir;
 	op_limit_deadlines((uint64_t)o->verb_timeout_s * 1000);
 	document_set_mountpoint(mountpoint);
+	images_load();
 	registry_load(&config);
 	/* What is stored was good where it was written: only new documents are held to this. */
 	spec_set_limits(0, host_memory());
@@ -122,6 +124,7 @@ static void run(void)
 	notify_stop();
 	fs_unmount();
 	registry_close();
+	images_close();
 	/* exit(3) would wait for the pool, which may wait for a file server that is dead. */
 	if (loop_has_work())
 		_exit(EXIT_SUCCESS);

@@ -77,6 +77,8 @@ bool node_from_ino(uint64_t ino, NodeRef *ret)
 		if (!ret->vm)
 			return false;
 	}
+	if (ret->node->attr && !ret->node->attr(ret))
+		return false;
 	return !ret->node->scratch || scratch_by_number(ret->vm, ret->sub);
 }
 
@@ -151,15 +153,15 @@ static void set_times(struct stat *st, int64_t us)
 
 static void stat_owner(const NodeRef *r, struct stat *st)
 {
+	const HostAttr *host = r->node->attr ? r->node->attr(r) : NULL;
 	const VmAttr *a;
-	const RootAttr *root = registry_root();
 
 	if (!r->vm) {
-		bool is_root = r->node == &root_node;
-
-		st->st_uid = is_root ? root->uid : geteuid();
-		st->st_gid = is_root ? root->gid : getegid();
-		st->st_mode = is_root ? (S_IFDIR | root->mode) : r->node->mode;
+		st->st_uid = host ? host->uid : geteuid();
+		st->st_gid = host ? host->gid : getegid();
+		st->st_mode = host ? (r->node->mode & S_IFMT) | host->mode : r->node->mode;
+		if (host)
+			set_times(st, host->changed);
 		return;
 	}
 	st->st_uid = r->vm->uid;
@@ -215,6 +217,8 @@ void node_stat(const NodeRef *r, struct stat *st)
 		st->st_size = (off_t)g_bytes_get_size(r->vm->spec->text);
 	} else if (r->node->target) {
 		st->st_size = (off_t)strlen(r->node->target);
+	} else if (r->node->link && r->node->attr) {
+		st->st_size = (off_t)strlen(r->node->link(r));
 	} else if (r->node->file) {
 		st->st_size = size_of_file(r);
 	} else if (r->node->ask) {

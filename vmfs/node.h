@@ -50,6 +50,9 @@ typedef struct StreamClass {
 	GQueue *(*write_queue)(const NodeRef *r); /* what a writer waits on */
 } StreamClass;
 
+/* How a change of the tree ended: 0 or an errno. */
+typedef void (*NodeDone)(void *arg, int err);
+
 struct Node {
 	uint8_t id; /* for good: in inode numbers and stored attributes */
 	const char *name;
@@ -72,15 +75,17 @@ struct Node {
 	bool (*store)(const NodeRef *r, const char *data, size_t len, Op **op, GError **err);
 	void (*remove)(const NodeRef *r); /* unlink is allowed, and does this */
 
+	/* Of what is the host's: owner and mode (NULL result: it is no more), and how they are
+	 * changed. Absent: the daemon's, as the row says, for good. */
+	const HostAttr *(*attr)(const NodeRef *r);
+	void (*set_attr)(const NodeRef *r, const HostAttr *attr, NodeDone done, void *arg);
+
 	bool (*present)(const NodeRef *r); /* NULL: always */
 	bool hidden;			   /* not listed by readdir */
 	bool exact;			   /* its text changes with `events` and nothing else */
 	unsigned events;		   /* VmChange bits on which it changes */
 	const char *doc;		   /* one sentence, for help and the manual */
 };
-
-/* How a change of the tree ended: 0 or an errno. */
-typedef void (*NodeDone)(void *arg, int err);
 
 /* A directory: rows, and perhaps objects that are all of one row. */
 struct Dir {

@@ -40,6 +40,19 @@ static int rename_vm(const NodeRef *r, const char *newname, NodeDone done, void 
 	return registry_rename(r->vm, newname, done, arg);
 }
 
+static const HostAttr *root_attr(const NodeRef *r)
+{
+	(void)r;
+	return registry_root();
+}
+
+static void set_root_attr(const NodeRef *r, const HostAttr *attr, NodeDone done, void *arg)
+{
+	(void)r;
+	registry_set_root(attr);
+	done(arg, 0);
+}
+
 static const Node vm_node = {
 	2,
 	"NAME",
@@ -59,5 +72,11 @@ static const Dir root_dir = {
 };
 
 const Node root_node = {
-	1, "/", S_IFDIR | 0755, .dir = &root_dir, .doc = "the virtual machines of this host",
+	1,
+	"/",
+	S_IFDIR | 0755,
+	.dir = &root_dir,
+	.attr = root_attr,
+	.set_attr = set_root_attr,
+	.doc = "the virtual machines of this host",
 };

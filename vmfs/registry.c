@@ -23,7 +23,7 @@ static struct {
 	GHashTable *by_name, *by_serial, *ids;
 	GPtrArray *order; /* ascending serials */
 	uint32_t next_id;
-	RootAttr root;
+	HostAttr root;
 } reg;
 
 /* A name [A-Za-z0-9][A-Za-z0-9._-]{0,62}; 0 or an errno. */
@@ -123,7 +123,7 @@ const GPtrArray *registry_all(void)
 	return reg.order;
 }
 
-const RootAttr *registry_root(void)
+const HostAttr *registry_root(void)
 {
 	return &reg.root;
 }
@@ -144,7 +144,7 @@ static void load_root(void)
 	reg.root.gid = (gid_t)g_key_file_get_uint64(file, "root", "gid", NULL);
 }
 
-void registry_set_root(const RootAttr *attr)
+void registry_set_root(const HostAttr *attr)
 {
 	g_autoptr(GKeyFile) file = g_key_file_new();
 	g_autoptr(GBytes) bytes = NULL;

@@ -29,14 +29,8 @@ unsigned registry_count(void);
 const GPtrArray *registry_all(void);
 
 /* Owner and mode of the root directory. */
-typedef struct RootAttr {
-	mode_t mode;
-	uid_t uid;
-	gid_t gid;
-	int64_t changed; /* microseconds since 1970 */
-} RootAttr;
-const RootAttr *registry_root(void);
-void registry_set_root(const RootAttr *attr);
+const HostAttr *registry_root(void);
+void registry_set_root(const HostAttr *attr);
 
 /* err: 0 or an errno. */
 typedef void (*RegistryDone)(void *arg, int err);

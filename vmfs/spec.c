@@ -37,13 +37,16 @@ static const Section boot_section = { boot_fields, 0, spec_check_boot };
 
 static const Field disk_fields[] = {
 	{ "image", FIELD_IMAGE, offsetof(SpecDisk, image),
-	  .doc = "base of a private copy-on-write overlay, a path; it is never written" },
+	  .doc = "base of a private copy-on-write overlay, a path or a name in .vmfs/images; it is "
+		 "never written" },
 	{ "file", FIELD_PATH, offsetof(SpecDisk, file), .is_written = true,
-	  .doc = "the disk itself, a path; either this or image" },
+	  .doc = "the disk itself, a path; neither this nor image: a private disk, empty at first" },
 	{ "format", FIELD_WORD, offsetof(SpecDisk, format), .choices = format_names,
-	  .doc = "format of it; absent: by the suffix .qcow2 of a file, by the contents of an image" },
+	  .doc = "format of it; absent: by the suffix .qcow2 of a file, by the contents of an image, "
+		 "qcow2 for an empty disk" },
 	{ "size", FIELD_SIZE, offsetof(SpecDisk, size), .min = MIB, .max = 1024 * TIB, .step = 512,
-	  .doc = "size of the overlay; absent: that of the image" },
+	  .doc = "size of the overlay or the empty disk, which grows with it; absent: that of the "
+		 "image" },
 	{ "readonly", FIELD_BOOL, offsetof(SpecDisk, readonly), .preset = "false",
 	  .doc = "the guest cannot write to it" },
 	{ 0 },
@@ -61,6 +64,19 @@ static const Field nic_fields[] = {
 	{ 0 },
 };
 static const Section nic_section = { nic_fields, sizeof(SpecNic), spec_check_nic };
+
+static const Field cloud_init_fields[] = {
+	{ "user_data", FIELD_BLOCK, offsetof(Spec, cloud_init.user_data),
+	  .doc = "what the guest is to do at its first boot: #cloud-config or a script" },
+	{ "meta_data", FIELD_STRINGS, offsetof(Spec, cloud_init.meta_data),
+	  .doc = "besides instance-id and local-hostname (the VM's name), or in their place" },
+	{ "network_config", FIELD_BLOCK, offsetof(Spec, cloud_init.network_config),
+	  .doc = "the guest's network, as cloud-init reads it; absent: DHCP" },
+	{ "ssh_keys", FIELD_LIST, offsetof(Spec, cloud_init.ssh_keys), .item = specval_ssh_key,
+	  .doc = "public keys that may log in" },
+	{ 0 },
+};
+static const Section cloud_init_section = { cloud_init_fields };
 
 static const Field top_fields[] = {
 	{ "backend", FIELD_WORD, offsetof(Spec, backend), .choices = backend_names,
@@ -85,6 +101,9 @@ static const Field top_fields[] = {
 	  .doc = "disks by name, the first is booted; a name has letters, digits, - and _" },
 	{ "nics", FIELD_NAMED, offsetof(Spec, nics), .section = &nic_section, .preset = "eth0",
 	  .doc = "network interfaces by name; {} for none" },
+	{ "cloud_init", FIELD_OPTION, offsetof(Spec, cloud_init.given),
+	  .section = &cloud_init_section,
+	  .doc = "given ({} will do): the guest finds a NoCloud seed, for its cloud-init" },
 	{ "stop_timeout", FIELD_DURATION, offsetof(Spec, stop_timeout_ms), .max = HOUR_MS,
 	  .preset = "30s", .doc = "how long a stop waits for the guest before it forces it" },
 	{ "sim", FIELD_STRINGS, offsetof(Spec, sim), .doc = "options of the sim backend" },
@@ -117,15 +136,18 @@ static void section_clear(const Section *s, void *object)
 		case FIELD_PATH:
 		case FIELD_IMAGE:
 		case FIELD_TEXT:
+		case FIELD_BLOCK:
 		case FIELD_MAC:
 		case FIELD_VNC:
 			g_free(*(char **)slot);
 			break;
 		case FIELD_GROUP:
+		case FIELD_OPTION:
 			section_clear(f->section, object);
 			break;
 		case FIELD_NAMED:
 		case FIELD_PORTS:
+		case FIELD_LIST:
 			g_ptr_array_unref(*(GPtrArray **)slot);
 			break;
 		case FIELD_STRINGS:
@@ -178,7 +200,7 @@ static void section_init(const Section *s, void *object)
 	for (const Field *f = s->fields; f->name; f++) {
 		GPtrArray **array = spec_field_slot(f, object);
 
-		if (f->type == FIELD_GROUP) {
+		if (f->type == FIELD_GROUP || f->type == FIELD_OPTION) {
 			section_init(f->section, object);
 		} else if (f->type == FIELD_NAMED) {
 			*array = g_ptr_array_new_with_free_func(element_free(f));
@@ -186,6 +208,8 @@ static void section_init(const Section *s, void *object)
 				g_ptr_array_add(*array, spec_object_new(f->section, f->preset));
 		} else if (f->type == FIELD_PORTS) {
 			*array = g_ptr_array_new_with_free_func(port_free);
+		} else if (f->type == FIELD_LIST) {
+			*array = g_ptr_array_new_with_free_func(g_free);
 		} else if (f->preset) {
 			g_autoptr(GError) error = NULL;
 
@@ -252,6 +276,16 @@ static bool ports_equal(const GPtrArray *a, const GPtrArray *b)
 	return true;
 }
 
+static bool lists_equal(const GPtrArray *a, const GPtrArray *b)
+{
+	if (a->len != b->len)
+		return false;
+	for (unsigned i = 0; i < a->len; i++)
+		if (strcmp(a->pdata[i], b->pdata[i]) != 0)
+			return false;
+	return true;
+}
+
 static bool strings_equal(GHashTable *a, GHashTable *b)
 {
 	GHashTableIter iter;
@@ -278,16 +312,20 @@ static bool values_equal(const Field *f, const void *a, const void *b)
 	case FIELD_DURATION:
 		return memcmp(a, b, sizeof(uint64_t)) == 0;
 	case FIELD_BOOL:
+	case FIELD_OPTION:
 		return *(const bool *)a == *(const bool *)b;
 	case FIELD_WORD:
 	case FIELD_PATH:
 	case FIELD_IMAGE:
 	case FIELD_TEXT:
+	case FIELD_BLOCK:
 	case FIELD_MAC:
 	case FIELD_VNC:
 		return g_strcmp0(*(char *const *)a, *(char *const *)b) == 0;
 	case FIELD_PORTS:
 		return ports_equal(*(GPtrArray *const *)a, *(GPtrArray *const *)b);
+	case FIELD_LIST:
+		return lists_equal(*(GPtrArray *const *)a, *(GPtrArray *const *)b);
 	case FIELD_STRINGS:
 		return strings_equal(*(GHashTable *const *)a, *(GHashTable *const *)b);
 	case FIELD_GROUP:
@@ -343,7 +381,7 @@ static void diff_section(GPtrArray *out, const char *prefix, const Section *s, c
 		const void *a = spec_field_slot(f, want), *b = spec_field_slot(f, have);
 		g_autofree char *key = g_strconcat(prefix, *prefix ? "." : "", f->name, NULL);
 
-		if (f->type == FIELD_GROUP)
+		if (f->type == FIELD_GROUP || (f->type == FIELD_OPTION && values_equal(f, a, b)))
 			diff_section(out, key, f->section, want, have);
 		else if (f->type == FIELD_NAMED)
 			diff_named(out, key, f->section, *(GPtrArray *const *)a,
@@ -421,7 +459,7 @@ static void add_section_paths(GPtrArray *out, const YamlNode *root, const char *
 		const void *slot = spec_field_slot(f, object);
 		g_autofree char *key = g_strconcat(prefix, *prefix ? "." : "", f->name, NULL);
 
-		if (f->type == FIELD_GROUP) {
+		if (f->type == FIELD_GROUP || f->type == FIELD_OPTION) {
 			add_section_paths(out, root, key, f->section, object);
 		} else if (f->type == FIELD_NAMED) {
 			const GPtrArray *objects = *(GPtrArray *const *)slot;
@@ -436,8 +474,7 @@ static void add_section_paths(GPtrArray *out, const YamlNode *root, const char *
 			const char *value = *(char *const *)slot;
 			bool write = f->is_written && !((const SpecDisk *)object)->readonly;
 
-			/* A bare name of an image is no host path. */
-			if (value && *value == '/')
+			if (value)
 				add_path(out, root, g_steal_pointer(&key), value, write);
 		}
 	}
@@ -477,8 +514,9 @@ static char *type_name(const Field *f)
 	case FIELD_PATH:
 		return g_strdup("PATH");
 	case FIELD_IMAGE:
-		return g_strdup("PATH");
+		return g_strdup("PATH|NAME");
 	case FIELD_TEXT:
+	case FIELD_BLOCK:
 		return g_strdup("TEXT");
 	case FIELD_MAC:
 		return g_strdup("MAC");
@@ -486,7 +524,10 @@ static char *type_name(const Field *f)
 		return g_strdup("unix|ADDR:PORT");
 	case FIELD_PORTS:
 		return g_strdup("[PORT, ...]");
+	case FIELD_LIST:
+		return g_strdup("[TEXT, ...]");
 	case FIELD_GROUP:
+	case FIELD_OPTION:
 		return g_strdup("{...}");
 	case FIELD_NAMED:
 		return g_strdup("{NAME: {...}}");

@@ -24,10 +24,10 @@ typedef enum SpecDisplay { DISPLAY_AUTO, DISPLAY_NONE, DISPLAY_VGA, DISPLAY_VIRT
 
 typedef struct SpecDisk {
 	char *name;
-	char *image;   /* base of a private overlay: a path; or NULL */
-	char *file;    /* that file itself: a path; or NULL. One of image and file is set */
+	char *image;   /* base of a private overlay: a path, or a name in .vmfs/images; or NULL */
+	char *file;    /* that file itself: a path; or NULL. At most one of both is set */
 	char *format;  /* "raw", "qcow2" or NULL: not given */
-	uint64_t size; /* bytes; 0: as large as the image */
+	uint64_t size; /* bytes; 0: as large as the image. Alone: of an empty private disk */
 	bool readonly;
 } SpecDisk;
 
@@ -45,6 +45,14 @@ typedef struct SpecNic {
 	GPtrArray *ports; /* of SpecPort */
 } SpecNic;
 
+/* For cloud-init in the guest. Secrets may be in it. */
+typedef struct SpecCloudInit {
+	bool given;			  /* false: the rest is unset */
+	char *user_data, *network_config; /* as cloud-init reads them; or NULL */
+	GHashTable *meta_data;		  /* char* to char*; NULL if none */
+	GPtrArray *ssh_keys;		  /* of char*: "ssh-ed25519 AAAA... comment" */
+} SpecCloudInit;
+
 typedef struct Spec {
 	unsigned refs;
 	GBytes *text;  /* the user's own document */
@@ -58,6 +66,7 @@ typedef struct Spec {
 	char *vnc;			 /* "unix", "ADDRESS:PORT" or NULL */
 	char *kernel, *initrd, *cmdline; /* kernel NULL: boot the first disk */
 	GPtrArray *disks, *nics;	 /* in the order of the document */
+	SpecCloudInit cloud_init;
 	uint64_t stop_timeout_ms;
 	GHashTable *sim; /* char* to char*: options of the sim backend; NULL if none */
 } Spec;
@@ -101,10 +110,10 @@ const void *spec_named(const Spec *s, const char *key);
 /* What `display: auto` stands for. */
 SpecDisplay spec_display(const Spec *s);
 
-/* A host path that the document names. The bare name of an image is none. */
+/* A host path that the document names. */
 typedef struct SpecPath {
-	char *key; /* "disks.root.image" */
-	char *path;
+	char *key;  /* "disks.root.image" */
+	char *path; /* absolute, or the name of an image */
 	bool write; /* must be writable as well */
 	unsigned line;
 } SpecPath;

@@ -22,12 +22,15 @@ typedef enum FieldType {
 	FIELD_BOOL,	/* bool */
 	FIELD_PATH,	/* char * */
 	FIELD_IMAGE,	/* char *, a path or a bare name */
-	FIELD_TEXT,	/* char * */
+	FIELD_TEXT,	/* char *, one line */
+	FIELD_BLOCK,	/* char *, any number of lines; is never quoted in a sentence */
 	FIELD_MAC,	/* char * */
 	FIELD_VNC,	/* char * */
 	FIELD_GROUP,	/* a mapping whose keys are members of the same struct */
+	FIELD_OPTION,	/* such a group that may be absent: bool, whether it is there */
 	FIELD_NAMED,	/* GPtrArray of section's objects: a mapping by name */
 	FIELD_PORTS,	/* GPtrArray of SpecPort: a sequence */
+	FIELD_LIST,	/* GPtrArray of char *, each as the row's item() takes it: a sequence */
 	FIELD_STRINGS,	/* GHashTable of char * to char *: a mapping */
 } FieldType;
 
@@ -41,6 +44,7 @@ typedef struct Field {
 	bool of_host;	 /* what the host has limits it too, see spec_set_limits() */
 	bool is_written; /* a path in a SpecDisk: the guest writes to it unless readonly */
 	const char *const *choices;
+	bool (*item)(const char *text, char **ret, GError **err);
 	const Section *section;
 	/* What an absent key means, as the user would write it (FIELD_NAMED: the only name). */
 	const char *preset;

@@ -161,6 +161,9 @@ bool spec_field_set(const Field *f, const char *text, void *slot, GError **err)
 	case FIELD_TEXT:
 		good = specval_text(text, &string, err);
 		break;
+	case FIELD_BLOCK:
+		string = g_strdup(text);
+		break;
 	case FIELD_MAC:
 		good = specval_mac(text, &string, err);
 		break;
@@ -168,8 +171,10 @@ bool spec_field_set(const Field *f, const char *text, void *slot, GError **err)
 		good = specval_vnc(text, &string, err);
 		break;
 	case FIELD_GROUP:
+	case FIELD_OPTION:
 	case FIELD_NAMED:
 	case FIELD_PORTS:
+	case FIELD_LIST:
 	case FIELD_STRINGS:
 		g_assert_not_reached();
 	}
@@ -278,6 +283,28 @@ static bool read_ports(Reader *r, const YamlNode *list, GPtrArray *array, GError
 	return true;
 }
 
+static bool read_list(Reader *r, const Field *f, const YamlNode *list, GPtrArray *array,
+		      GError **err)
+{
+	if (list->kind != YAML_IS_SEQUENCE)
+		return fail(r, list, err, "must be a list like [\"...\", \"...\"]");
+	for (unsigned i = 0; i < list->items->len; i++) {
+		const YamlNode *node = list->items->pdata[i];
+		g_autoptr(GError) error = NULL;
+		char *text;
+
+		/* Words may follow on the next line that make the last item good. */
+		if (is_undecided(node) || (list->open && i + 1 == list->items->len))
+			continue;
+		if (node->kind != YAML_IS_SCALAR)
+			return fail(r, node, err, "must be a list of words or texts");
+		if (!f->item(node->text, &text, &error))
+			return fail(r, node, err, "%s", error->message);
+		g_ptr_array_add(array, text);
+	}
+	return true;
+}
+
 static bool read_strings(Reader *r, const YamlNode *map, GHashTable **table, GError **err)
 {
 	for (unsigned i = 0; i < yaml_pairs(map); i++) {
@@ -321,6 +348,9 @@ static bool read_field(Reader *r, const Field *f, const YamlNode *node, void *ob
 	void *slot = spec_field_slot(f, object);
 
 	switch (f->type) {
+	case FIELD_OPTION:
+		*(bool *)slot = true;
+		return read_section(r, f->section, node, object, err);
 	case FIELD_GROUP:
 		return read_section(r, f->section, node, object, err);
 	case FIELD_NAMED:
@@ -329,6 +359,8 @@ static bool read_field(Reader *r, const Field *f, const YamlNode *node, void *ob
 		return read_named(r, f, node, *(GPtrArray **)slot, err);
 	case FIELD_PORTS:
 		return read_ports(r, node, *(GPtrArray **)slot, err);
+	case FIELD_LIST:
+		return read_list(r, f, node, *(GPtrArray **)slot, err);
 	case FIELD_STRINGS:
 		if (node->kind != YAML_IS_MAPPING)
 			return fail(r, node, err, "must be a mapping like {KEY: VALUE}");
@@ -342,6 +374,7 @@ static bool read_field(Reader *r, const Field *f, const YamlNode *node, void *ob
 	case FIELD_PATH:
 	case FIELD_IMAGE:
 	case FIELD_TEXT:
+	case FIELD_BLOCK:
 	case FIELD_MAC:
 	case FIELD_VNC:
 		break;
@@ -405,10 +438,11 @@ bool spec_check_disk(Reader *r, void *object, const YamlNode *map, GError **err)
 			    "has both image and file: remove one");
 	if (disk->file && disk->size)
 		return fail(r, yaml_find(map, "size", NULL), err,
-			    "size is only for a disk with image: remove it");
-	if (!map->open && !disk->image && !disk->file)
+			    "size is only for a disk of vmfs's own, not for a file: remove it");
+	if (!map->open && !disk->image && !disk->file && !disk->size)
 		return fail(r, map, err,
-			    "needs an image (an overlay is made of it) or a file (used itself)");
+			    "needs an image (an overlay is made of it), a file (used itself), or a "
+			    "size (of an empty disk)");
 	return true;
 }
 

@@ -230,7 +230,7 @@ bool specval_text(const char *text, char **ret, GError **err)
 	return true;
 }
 
-static bool is_image_name(const char *text)
+bool specval_is_image_name(const char *text)
 {
 	if (!g_ascii_isalnum(*text) && *text != '_')
 		return false;
@@ -242,11 +242,31 @@ static bool is_image_name(const char *text)
 
 bool specval_path(const char *text, bool bare, char **ret, GError **err)
 {
-	if (*text != '/' && !(bare && is_image_name(text)))
+	if (*text != '/' && !(bare && specval_is_image_name(text)))
 		return bad(err, text,
 			   bare ? "is neither an absolute path nor the name of an image"
 				: "is not an absolute path: begin it with /");
 	return specval_text(text, ret, err);
+}
+
+bool specval_ssh_key(const char *text, char **ret, GError **err)
+{
+	static const char *const types[] = { "ssh-", "ecdsa-", "sk-" };
+	static const char how[] = "is not a public ssh key: give a line like 'ssh-ed25519 AAAA... "
+				  "me@host', as it is in a .pub file";
+	const char *key = strchr(text, ' ');
+	bool known = false;
+
+	for (size_t i = 0; i < G_N_ELEMENTS(types); i++)
+		known |= g_str_has_prefix(text, types[i]);
+	/* Who pasted a private key does not want to see it in a log. */
+	if (!known || !key || !g_str_has_prefix(key + strspn(key, " "), "AAAA"))
+		return err_set(err, EINVAL, how);
+	if (!specval_text(text, ret, NULL))
+		return err_set(err, EINVAL,
+			       "is no public ssh key: must be one line of at most %d bytes",
+			       SPECVAL_MAX_TEXT);
+	return true;
 }
 
 bool specval_mac(const char *text, char **ret, GError **err)

@@ -29,6 +29,8 @@ bool specval_choice(const char *text, const char *const *choices, unsigned *ret,
 bool specval_path(const char *text, bool bare, char **ret, GError **err);
 /* One line of text. */
 bool specval_text(const char *text, char **ret, GError **err);
+/* A public key as in ssh's authorized_keys, without options. Its text is in no sentence. */
+bool specval_ssh_key(const char *text, char **ret, GError **err);
 /* A unicast address, to lower case. */
 bool specval_mac(const char *text, char **ret, GError **err);
 /* "unix", or a loopback address and a port, 0 or from 5900 on: "127.0.0.1:5901". */
@@ -37,6 +39,8 @@ bool specval_vnc(const char *text, char **ret, GError **err);
 bool specval_port(const char *text, SpecPort *ret, GError **err);
 /* A name of a disk or a nic. */
 bool specval_is_name(const char *text);
+/* A name of an image. */
+bool specval_is_image_name(const char *text);
 
 /* "1.5GiB" */
 char *specval_format_size(uint64_t bytes);

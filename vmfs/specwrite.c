@@ -52,6 +52,16 @@ static void write_ports(GString *out, const GPtrArray *ports)
 	g_string_append_c(out, ']');
 }
 
+static void write_list(GString *out, const GPtrArray *list)
+{
+	g_string_append_c(out, '[');
+	for (unsigned i = 0; i < list->len; i++) {
+		g_string_append(out, i ? ", " : "");
+		write_string(out, list->pdata[i]);
+	}
+	g_string_append_c(out, ']');
+}
+
 static void write_strings(GString *out, GHashTable *table)
 {
 	GHashTableIter iter;
@@ -100,13 +110,16 @@ static void write_value(GString *out, const Field *f, const void *slot)
 	case FIELD_PATH:
 	case FIELD_IMAGE:
 	case FIELD_TEXT:
+	case FIELD_BLOCK:
 	case FIELD_MAC:
 	case FIELD_VNC:
 	case FIELD_PORTS:
+	case FIELD_LIST:
 	case FIELD_STRINGS:
 		memcpy(&pointer, slot, sizeof(pointer));
 		break;
 	case FIELD_GROUP:
+	case FIELD_OPTION:
 	case FIELD_NAMED:
 		g_assert_not_reached();
 	}
@@ -115,6 +128,8 @@ static void write_value(GString *out, const Field *f, const void *slot)
 	begin_pair(out, f->name);
 	if (f->type == FIELD_PORTS)
 		write_ports(out, pointer);
+	else if (f->type == FIELD_LIST)
+		write_list(out, pointer);
 	else if (f->type == FIELD_STRINGS)
 		write_strings(out, (GHashTable *)pointer);
 	else
@@ -169,6 +184,19 @@ static void write_named(const Writer *w, GString *out, const char *path, const S
 	}
 }
 
+static void write_option(const Writer *w, GString *out, const char *path, const Field *f,
+			 const void *want, const void *have)
+{
+	const void *from = strcmp(w->key, path) ? have : want;
+
+	if (!*(const bool *)spec_field_slot(f, from))
+		return;
+	begin_pair(out, f->name);
+	g_string_append_c(out, '{');
+	write_section(w, out, path, f->section, want, from);
+	g_string_append_c(out, '}');
+}
+
 static void write_section(const Writer *w, GString *out, const char *prefix, const Section *s,
 			  const void *want, const void *have)
 {
@@ -184,6 +212,8 @@ static void write_section(const Writer *w, GString *out, const char *prefix, con
 				continue;
 			begin_pair(out, f->name);
 			g_string_append_printf(out, "{%s}", inner->str);
+		} else if (f->type == FIELD_OPTION) {
+			write_option(w, out, path, f, want, have);
 		} else if (f->type == FIELD_NAMED) {
 			begin_pair(out, f->name);
 			g_string_append_c(out, '{');

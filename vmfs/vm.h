@@ -55,6 +55,14 @@ typedef struct VmAttr {
 	gid_t gid;
 } VmAttr;
 
+/* Owner and mode of something of the host. */
+typedef struct HostAttr {
+	mode_t mode;
+	uid_t uid;
+	gid_t gid;
+	int64_t changed; /* microseconds since 1970 */
+} HostAttr;
+
 struct Vm {
 	unsigned refs;
 	bool removed;

@@ -38,13 +38,13 @@ static void check_spec(const Spec *spec)
 	for (unsigned i = 0; i < spec->disks->len; i++) {
 		const SpecDisk *disk = spec->disks->pdata[i];
 
-		if (!disk->image == !disk->file)
+		if ((disk->image && disk->file) || (!disk->image && !disk->file && !disk->size))
 			abort();
 	}
 	for (unsigned i = 0; i < paths->len; i++) {
 		const SpecPath *path = paths->pdata[i];
 
-		if (*path->path != '/' || !path->line)
+		if ((*path->path != '/' && !g_str_has_suffix(path->key, ".image")) || !path->line)
 			abort();
 	}
 }

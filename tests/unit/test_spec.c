@@ -47,6 +47,10 @@ static const char *const good_texts[] = {
 	"disks:\n  0123456789012345678901234567890: {image: _x.1-2}\n",
 	"disks:\n  a: # why\n    # not\n\n    file: /a # yes\n",
 	"disks:\n  ? a\n  :\n    ? file\n    : /a\n",
+	"disks:\n  a:\n    size: 1GiB\n",
+	"cloud_init: {}\n",
+	"cloud_init:\n  user_data: |\n    #!/bin/sh\n    echo hi\n  ssh_keys:\n  - ssh-rsa\n    AAAA\n",
+	"cloud_init: {meta_data: {instance-id: a}, network_config: 'version: 2'}\n",
 };
 
 /* Whether spec_parse_prefix() may already say so is the last column. */
@@ -95,7 +99,17 @@ static const struct {
 	{ "disks: {a: {file: /a, readonly: yes}}\n", "'yes' is neither true nor false", true },
 	{ "disks: {a: {image: x, size: 1000001}}\n", "less than the minimum of 1MiB", true },
 	{ "disks: {a: }\n", "disks.a: needs a value", true },
-	{ "disks:\n  a:\n    size: 1GiB\n", "disks.a: needs an image", false },
+	{ "disks:\n  a:\n    format: raw\n", "disks.a: needs an image", false },
+	{ "cloud_init: yes\n", "cloud_init: needs keys of its own", true },
+	{ "cloud_init:\n", "cloud_init: needs a value", false },
+	{ "cloud_init: {users: x}\n", "unknown key 'users', the keys here are: user_data", true },
+	{ "cloud_init: {user_data: {a: b}}\n", "cloud_init.user_data: needs one value", true },
+	{ "cloud_init: {meta_data: a}\n", "meta_data: must be a mapping", true },
+	{ "cloud_init: {ssh_keys: ssh-rsa AAAA}\n", "ssh_keys: must be a list", true },
+	{ "cloud_init: {ssh_keys: [[a]]}\n", "ssh_keys: must be a list of words", true },
+	{ "cloud_init: {ssh_keys: [hunter2]}\n", "ssh_keys: is not a public ssh key", true },
+	{ "cloud_init: {ssh_keys: [ssh-rsa]}\n", "ssh_keys: is not a public ssh key", true },
+	{ "cloud_init: {ssh_keys: ['ssh-rsa AAAA\n\n  b']}\n", "must be one line", true },
 	{ "nics: {a: {network: lan}}\n", "'lan' is not known, only 'user' is", true },
 	{ "nics: {a: {mac: 52:54:00:12:34}}\n", "is not a MAC address", true },
 	{ "nics: {a: {mac: \"53:54:00:12:34:56\"}}\n", "is a multicast address", true },
@@ -265,6 +279,8 @@ static void test_random_lines(void)
 		"firmware: uefi\n", "memory:\n", "  512MiB\n", "  null\n", "~\n", "cpus\n",
 		"\"cpus\"\n", "cpus: *a\n", "memory: &a 1G\n", "<<:\n", "%YAML 1.1\n",
 		"stop_timeout: >\n", "  30s\n", "sim: {a: >-\n",
+		"cloud_init:\n", "  user_data: |\n", "  ssh_keys:\n", "  - ssh-rsa AAAA\n",
+		"  - ssh-rsa\n",
 	};
 	// clang-format on
 	unsigned good = 0, rounds = g_test_slow() ? 5000000 : 20000;
@@ -309,6 +325,8 @@ static void test_default(void)
 	g_assert_null(nic->mac);
 	g_assert_cmpuint(nic->ports->len, ==, 0);
 	g_assert_null(a->sim);
+	g_assert_false(a->cloud_init.given);
+	g_assert_cmpuint(a->cloud_init.ssh_keys->len, ==, 0);
 }
 
 static void test_values(void)
@@ -322,12 +340,21 @@ static void test_values(void)
 				       "disks:\n"
 				       "  z: {image: deb, size: 1GiB, format: qcow2}\n"
 				       "  a: {file: '/x, y', readonly: true}\n"
+				       "  e: {size: 5G}\n"
 				       "nics:\n"
 				       "  n: {mac: '52:54:00:AA:BB:CC', ports: [1:2/udp]}\n"
 				       "  m: {ports: [0.0.0.0:0:22]}\n"
 				       "stop_timeout: 2m\n"
+				       "cloud_init:\n"
+				       "  user_data: |\n"
+				       "    #!/bin/sh\n"
+				       "    true\n"
+				       "  meta_data: {instance-id: me}\n"
+				       "  ssh_keys: ['ssh-rsa AAAA me', sk-x AAAA]\n"
 				       "sim: {boot: 5s, key: ''}\n");
 	const SpecDisk *z = s->disks->pdata[0], *a = s->disks->pdata[1];
+	const SpecDisk *e = s->disks->pdata[2];
+	const SpecCloudInit *c = &s->cloud_init;
 	const SpecNic *n = s->nics->pdata[0], *m = s->nics->pdata[1];
 	const SpecPort *p = n->ports->pdata[0], *q = m->ports->pdata[0];
 
@@ -340,7 +367,7 @@ static void test_values(void)
 	g_assert_cmpstr(s->initrd, ==, "/i");
 	g_assert_cmpstr(s->cmdline, ==, "a  b");
 	g_assert_cmpuint(s->stop_timeout_ms, ==, 120000);
-	g_assert_cmpuint(s->disks->len, ==, 2);
+	g_assert_cmpuint(s->disks->len, ==, 3);
 	g_assert_cmpstr(z->name, ==, "z");
 	g_assert_cmpstr(z->image, ==, "deb");
 	g_assert_cmpstr(z->format, ==, "qcow2");
@@ -348,6 +375,13 @@ static void test_values(void)
 	g_assert_null(z->file);
 	g_assert_cmpstr(a->file, ==, "/x, y");
 	g_assert_true(a->readonly);
+	g_assert_true(!e->image && !e->file && e->size == 5 * GIB);
+	g_assert_true(c->given);
+	g_assert_cmpstr(c->user_data, ==, "#!/bin/sh\ntrue\n");
+	g_assert_cmpstr(g_hash_table_lookup(c->meta_data, "instance-id"), ==, "me");
+	g_assert_null(c->network_config);
+	g_assert_cmpuint(c->ssh_keys->len, ==, 2);
+	g_assert_cmpstr(c->ssh_keys->pdata[0], ==, "ssh-rsa AAAA me");
 	g_assert_cmpstr(n->mac, ==, "52:54:00:aa:bb:cc");
 	g_assert_cmpstr(p->address, ==, "127.0.0.1");
 	g_assert_cmpuint(p->host_port, ==, 1);
@@ -388,6 +422,15 @@ static void test_diff(void)
 	assert_diff("nics: {eth0: {ports: [1:2]}}\n", "", "nics.eth0.ports");
 	assert_diff("nics: {eth0: {ports: [1:2]}}\n", "nics: {eth0: {ports: [1:2/udp]}}\n",
 		    "nics.eth0.ports");
+	assert_diff("disks: {a: {size: 1G}}\n", "disks: {a: {image: x, size: 1G}}\n",
+		    "disks.a.image");
+	assert_diff("cloud_init: {}\n", "", "cloud_init");
+	assert_diff("cloud_init: {user_data: a}\n", "", "cloud_init");
+	assert_diff("cloud_init: {user_data: a, ssh_keys: [ssh-rsa AAAA]}\n",
+		    "cloud_init: {user_data: b, ssh_keys: [ssh-rsa AAAAB]}\n",
+		    "cloud_init.user_data cloud_init.ssh_keys");
+	assert_diff("cloud_init: {meta_data: {a: b}, network_config: c}\n", "cloud_init: {}\n",
+		    "cloud_init.meta_data cloud_init.network_config");
 	assert_diff("sim: {a: b}\n", "", "sim");
 	assert_diff("sim: {a: b}\n", "sim: {a: b}\n", "");
 	assert_diff("sim: {a: b, c: d}\n", "sim: {a: b, e: d}\n", "sim");
@@ -430,6 +473,11 @@ static void test_merge(void)
 	assert_merge("cpus: 1\n", "cpus: 2\nsim: {a: \"\\t\\\"\\\\ \u00e9\U0001f600\"}\n", "sim",
 		     "cpus");
 	assert_merge("stop_timeout: 0\n", "cpus: 2\nstop_timeout: 0\n", "cpus", "");
+	assert_merge("cloud_init: {user_data: \"a\\nb\\n\", ssh_keys: [ssh-rsa AAAA]}\n",
+		     "cpus: 2\ncloud_init: {user_data: b, ssh_keys: [ssh-rsa AAAA]}\n", "cpus",
+		     "cloud_init.user_data");
+	assert_merge("", "cpus: 2\ncloud_init: {meta_data: {a: b}}\n", "cloud_init", "cpus");
+	assert_merge("cloud_init: {}\n", "cpus: 2\n", "cloud_init", "cpus");
 	/* Half of a change may be none. */
 	g_assert_null(spec_merge(two, one, "disks.a.image"));
 	g_assert_null(spec_named(two, "disks.b"));
@@ -445,10 +493,9 @@ static void test_paths(void)
 		bool write;
 		unsigned line;
 	} wanted[] = {
-		{ "boot.kernel", "/k", false, 3 },
-		{ "disks.a.file", "/a", true, 6 },
-		{ "disks.b.file", "/b", false, 7 },
-		{ "disks.c.image", "/c", false, 8 },
+		{ "boot.kernel", "/k", false, 3 },	    { "disks.a.file", "/a", true, 6 },
+		{ "disks.b.file", "/b", false, 7 },	    { "disks.c.image", "/c", false, 8 },
+		{ "disks.d.image", "debian-12", false, 9 },
 	};
 	g_autoptr(Spec) s = must_parse("# comment\n"
 				       "boot:\n"
