@@ -10,6 +10,7 @@
 #include "vmfs/err.h"
 #include "vmfs/event.h"
 #include "vmfs/log.h"
+#include "vmfs/registry.h"
 #include "vmfs/store.h"
 #include "vmfs/vm.h"
 
@@ -142,6 +143,8 @@ static bool check_state(const Vm *vm, const Verb *v, GError **err)
 {
 	const char *state = vm_state_name(vm->state);
 
+	if (vm->gone)
+		return err_set(err, ENOENT, "it is no more at its hypervisor");
 	if (vm->op && !op_done(vm->op) && !(v->preempt && !vm->next_op))
 		return err_set(err, EBUSY,
 			       "'%s' is under way; wait until it has ended, or write 'kill'",
@@ -222,6 +225,8 @@ void vm_run_next(Vm *vm)
 {
 	Op *op = vm->next_op;
 
+	if (!op && !vm->op && vm->gone && !vm->removed)
+		registry_vanish(vm);
 	if (!op || vm->op)
 		return;
 	vm->next_op = NULL;

@@ -84,6 +84,17 @@ void fs_changed(Vm *vm, unsigned changes)
 		forget_attr(&r);
 }
 
+void fs_names_changed(const NodeRef *dir)
+{
+	if (fs.watch)
+		forget_attr(dir); /* and with them the list of names that it keeps */
+}
+
+bool fs_is_serving(void)
+{
+	return fs.watch;
+}
+
 void fs_fill_entry(const NodeRef *r, struct fuse_entry_param *e)
 {
 	*e = (struct fuse_entry_param){ .ino = node_ino(r),

@@ -5,7 +5,7 @@
 #include <glib.h>
 #include <stdbool.h>
 
-#include "vmfs/vm.h"
+#include "vmfs/node.h"
 
 typedef struct FsOptions {
 	const char *mountpoint;
@@ -20,5 +20,8 @@ bool fs_mount(const FsOptions *options, GError **err);
 void fs_serve(void);
 /* These things of a VM have changed: the kernel is not to believe what it was told before. */
 void fs_changed(Vm *vm, unsigned changes);
+/* Objects have come or gone in this directory without a request. */
+void fs_names_changed(const NodeRef *dir);
+bool fs_is_serving(void);
 /* Unmount and let go of everything. */
 void fs_unmount(void);

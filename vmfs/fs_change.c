@@ -11,6 +11,7 @@
 #include "vmfs/err.h"
 #include "vmfs/fs_internal.h"
 #include "vmfs/loop.h"
+#include "vmfs/publish.h"
 #include "vmfs/scratch.h"
 #include "vmfs/store.h"
 
@@ -77,13 +78,30 @@ static void change_begun(Change *c, int err)
 		changed(c, err);
 }
 
+/* The notify helper's part in what has happened already: publish.h. */
+static bool take_published(fuse_req_t req, PublishKind kind, const NodeRef *dir, const char *name,
+			   const char *other)
+{
+	NodeRef r;
+	int err;
+
+	if (!publish_take(kind, dir, name, other, fuse_req_ctx(req)->pid, &err))
+		return false;
+	if (!err && (kind == PUBLISH_MKDIR || kind == PUBLISH_SYMLINK) &&
+	    node_lookup(dir, name, &r))
+		fs_reply_entry(req, &r);
+	else
+		fuse_reply_err(req, err);
+	return true;
+}
+
 void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
 {
 	NodeRef dir;
 	Caller who;
 	Change *c;
 
-	if (!fs_ref(req, parent, &dir))
+	if (!fs_ref(req, parent, &dir) || take_published(req, PUBLISH_MKDIR, &dir, name, NULL))
 		return;
 	if (!dir.node->dir->make) {
 		fuse_reply_err(req, EPERM);
@@ -101,7 +119,7 @@ void fs_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const cha
 	Caller who;
 	Change *c;
 
-	if (!fs_ref(req, parent, &dir))
+	if (!fs_ref(req, parent, &dir) || take_published(req, PUBLISH_SYMLINK, &dir, name, NULL))
 		return;
 	if (!dir.node->dir->link) {
 		fuse_reply_err(req, EPERM);
@@ -133,7 +151,7 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	NodeRef dir, r;
 
-	if (!fs_ref(req, parent, &dir))
+	if (!fs_ref(req, parent, &dir) || take_published(req, PUBLISH_RMDIR, &dir, name, NULL))
 		return;
 	if (!node_lookup(&dir, name, &r))
 		fuse_reply_err(req, ENOENT);
@@ -175,7 +193,7 @@ void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	NodeRef dir, r;
 
-	if (!fs_ref(req, parent, &dir))
+	if (!fs_ref(req, parent, &dir) || take_published(req, PUBLISH_UNLINK, &dir, name, NULL))
 		return;
 	if (!node_lookup(&dir, name, &r)) {
 		fuse_reply_err(req, ENOENT);
@@ -298,6 +316,8 @@ void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
 	int err;
 
 	if (!fs_ref(req, parent, &dir) || !fs_ref(req, newparent, &newdir))
+		return;
+	if (parent == newparent && take_published(req, PUBLISH_RENAME, &dir, name, newname))
 		return;
 	if (!node_lookup(&dir, name, &from)) {
 		fuse_reply_err(req, ENOENT);

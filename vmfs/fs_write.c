@@ -113,7 +113,7 @@ static void write_command(fuse_req_t req, Handle *h, const char *buf, size_t siz
 	c->h = h;
 	c->size = size;
 	notify_hold(h->ref.vm);
-	if (h->ref.vm->removed)
+	if (h->ref.vm && h->ref.vm->removed)
 		(void)err_set(&e, ENODEV, "the VM has been removed");
 	else
 		(void)h->ref.node->store(&h->ref, buf, size, &c->op, &e);

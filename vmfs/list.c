@@ -18,10 +18,10 @@ static struct {
 
 static void add_line(const Vm *vm, GString *out)
 {
-	const Backend *be = vm->bv ? vm->bv->be : backend_for(vm->spec, NULL);
+	const Backend *be = vm->bv ? vm->bv->be : vm_backend_kind(vm, NULL);
 
-	g_string_append_printf(out, "%s %s %s local %s\n", vm->name, vm_state_name(vm->state),
-			       be ? be->cls->name : "-", vm->ips ? vm->ips[0] : "-");
+	g_string_append_printf(out, "%s %s %s %s %s\n", vm->name, vm_state_name(vm->state),
+			       be ? be->cls->name : "-", vm_host(vm), vm->ips ? vm->ips[0] : "-");
 }
 
 void list_change(Vm *vm, unsigned changes)

@@ -35,11 +35,18 @@ typedef struct Work {
 	void *job;
 } Work;
 
+struct Pool {
+	GThreadPool *threads;
+};
+
 static struct {
 	uv_loop_t *uv;
 	uv_idle_t idle; /* active only while there is something in the queue */
 	GArray *queue;	/* of Deferred */
 	unsigned works; /* under way */
+	uv_async_t posted_async;
+	GMutex posted_lock;
+	GArray *posted; /* of Deferred; under the lock */
 } loop;
 
 /* What a deferred function defers runs in the next turn, so that I/O is never kept out. */
@@ -56,6 +63,21 @@ static void run_deferred(uv_idle_t *idle)
 		uv_idle_stop(idle);
 }
 
+static void run_posted(uv_async_t *async)
+{
+	g_autoptr(GArray) now = NULL;
+
+	(void)async;
+	g_mutex_lock(&loop.posted_lock);
+	now = loop.posted;
+	loop.posted = g_array_new(FALSE, FALSE, sizeof(Deferred));
+	g_mutex_unlock(&loop.posted_lock);
+	for (guint i = 0; i < now->len; i++) {
+		const Deferred d = g_array_index(now, Deferred, i);
+		d.fn(d.arg);
+	}
+}
+
 void loop_init(void)
 {
 	if (loop.uv)
@@ -65,6 +87,11 @@ void loop_init(void)
 		g_error("cannot make the event loop");
 	uv_idle_init(loop.uv, &loop.idle);
 	loop.queue = g_array_new(FALSE, FALSE, sizeof(Deferred));
+	loop.posted = g_array_new(FALSE, FALSE, sizeof(Deferred));
+	if (uv_async_init(loop.uv, &loop.posted_async, run_posted))
+		g_error("cannot make the event loop");
+	/* It waits for others, and is no reason for the loop to go on. */
+	uv_unref((uv_handle_t *)&loop.posted_async);
 }
 
 uv_loop_t *loop_get(void)
@@ -78,6 +105,16 @@ void loop_defer(void (*fn)(void *arg), void *arg)
 
 	g_array_append_val(loop.queue, d);
 	uv_idle_start(&loop.idle, run_deferred); /* no-op when it is active */
+}
+
+void loop_post(void (*fn)(void *arg), void *arg)
+{
+	const Deferred d = { fn, arg };
+
+	g_mutex_lock(&loop.posted_lock);
+	g_array_append_val(loop.posted, d);
+	g_mutex_unlock(&loop.posted_lock);
+	(void)uv_async_send(&loop.posted_async);
 }
 
 static void timer_closed(uv_handle_t *h)
@@ -147,6 +184,50 @@ void loop_work(void (*work)(void *job), void (*done)(void *job), void *job)
 bool loop_has_work(void)
 {
 	return loop.works;
+}
+
+static void pool_done(void *arg)
+{
+	Work *w = arg;
+
+	loop.works--;
+	w->done(w->job);
+	g_free(w);
+}
+
+static void pool_run(void *data, void *unused)
+{
+	Work *w = data;
+
+	(void)unused;
+	w->work(w->job);
+	loop_post(pool_done, w);
+}
+
+Pool *pool_new(unsigned threads)
+{
+	Pool *p = g_new0(Pool, 1);
+
+	/* Not exclusive: GLib keeps few idle threads, and lets them go after a while. */
+	p->threads = g_thread_pool_new(pool_run, NULL, (gint)threads, FALSE, NULL);
+	return p;
+}
+
+void pool_work(Pool *p, void (*work)(void *job), void (*done)(void *job), void *job)
+{
+	Work *w = g_new0(Work, 1);
+
+	w->work = work;
+	w->done = done;
+	w->job = job;
+	loop.works++;
+	(void)g_thread_pool_push(p->threads, w, NULL);
+}
+
+void pool_free(Pool *p)
+{
+	g_thread_pool_free(p->threads, FALSE, FALSE);
+	g_free(p);
 }
 
 static void watch_closed(uv_handle_t *h)

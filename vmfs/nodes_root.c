@@ -8,6 +8,8 @@ static uint32_t next_vm(const NodeRef *dir, uint32_t after, char name[256])
 	const Vm *vm = registry_after(after);
 
 	(void)dir;
+	while (vm && vm->hidden)
+		vm = registry_after(vm->serial);
 	if (!vm)
 		return 0;
 	g_strlcpy(name, vm->name, 256);
@@ -19,7 +21,7 @@ static uint32_t find_vm(const NodeRef *dir, const char *name)
 	const Vm *vm = registry_find(name);
 
 	(void)dir;
-	return vm ? vm->serial : 0;
+	return vm && !vm->hidden ? vm->serial : 0;
 }
 
 static int make_vm(const NodeRef *dir, const char *name, mode_t mode, const Caller *who,

@@ -13,10 +13,12 @@
 #include "vmfs/loop.h"
 #include "vmfs/node.h"
 #include "vmfs/proc.h"
+#include "vmfs/publish.h"
 #include "vmfs/registry.h"
 
-/* As long as a path is, and one message a path. */
-#define MAX_MESSAGE 4096
+/* A letter for what to do, and one or two strings that end with a NUL, no longer than a path. */
+#define MAX_MESSAGE (2 * 4096)
+#define TOUCH	    'T'
 /* Each can be held up by a write that is being answered; the others go on. */
 #define HELPER_THREADS 4
 #define HELPER_FD      3
@@ -29,6 +31,7 @@ static struct {
 	Timer *restart; /* of a helper that died */
 	Watch *watch;	/* waits for room in the socket; NULL: it has some */
 	bool flushing;
+	GQueue orders;	     /* of GBytes: messages; they go first */
 	GQueue queue;	     /* of inode numbers, as pointers to keys of `pending` */
 	GHashTable *pending; /* set of inode numbers */
 	GHashTable *lookups; /* inode number to count */
@@ -161,6 +164,7 @@ static void drop_helper(void)
 	notify.fd = -1;
 	proc_free(notify.helper);
 	notify.helper = NULL;
+	g_queue_clear_full(&notify.orders, (GDestroyNotify)g_bytes_unref);
 	g_queue_clear(&notify.queue);
 	g_hash_table_remove_all(notify.pending);
 }
@@ -176,12 +180,13 @@ static void helper_lost(int err)
 }
 
 /* Returns false when there is no room now. */
-static bool send_path(const char *path)
+static bool send_message(const GBytes *message)
 {
-	size_t len = strlen(path) + 1;
+	size_t len = g_bytes_get_size((GBytes *)message);
+	const char *data = g_bytes_get_data((GBytes *)message, NULL);
 	int err;
 
-	if (len > MAX_MESSAGE || send(notify.fd, path, len, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+	if (len > MAX_MESSAGE || send(notify.fd, data, len, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
 		return true;
 	err = errno;
 	if (err == EAGAIN) {
@@ -193,14 +198,39 @@ static bool send_path(const char *path)
 	return false;
 }
 
+static GBytes *message_new(char kind, const char *path, const char *other)
+{
+	GString *s = g_string_new(NULL);
+
+	g_string_append_c(s, kind);
+	g_string_append_len(s, path, (gssize)strlen(path) + 1);
+	if (other)
+		g_string_append_len(s, other, (gssize)strlen(other) + 1);
+	return g_string_free_to_bytes(s);
+}
+
+static void flush_orders(void)
+{
+	while (notify.orders.head && notify.fd >= 0 && !notify.watch) {
+		GBytes *message = g_queue_pop_head(&notify.orders);
+
+		if (send_message(message) || notify.fd < 0)
+			g_bytes_unref(message);
+		else
+			g_queue_push_head(&notify.orders, message);
+	}
+}
+
 static void flush(void *arg)
 {
 	unsigned n = notify.queue.length;
 
 	(void)arg;
 	notify.flushing = false;
+	flush_orders();
 	while (n-- && notify.fd >= 0 && !notify.watch) {
 		uint64_t *key = g_queue_pop_head(&notify.queue);
+		g_autoptr(GBytes) message = NULL;
 		g_autofree char *path = NULL;
 
 		if (is_held(*key)) {
@@ -208,7 +238,8 @@ static void flush(void *arg)
 			continue;
 		}
 		path = path_of(*key);
-		if (path && !send_path(path)) {
+		message = path ? message_new(TOUCH, path, NULL) : NULL;
+		if (message && !send_message(message)) {
 			if (notify.fd >= 0)
 				g_queue_push_head(&notify.queue, key);
 			return;
@@ -226,15 +257,50 @@ static void flush_later(void)
 	loop_defer(flush, NULL);
 }
 
+/* The path of a directory that holds objects: the root, or one of a VM. */
+static char *dir_path(const NodeRef *dir)
+{
+	if (dir->node == &root_node)
+		return g_strdup(notify.mountpoint);
+	return g_strconcat(notify.mountpoint, "/", dir->vm->name, "/", dir->node->name, NULL);
+}
+
+bool notify_order(char kind, const NodeRef *dir, const char *name, const char *other)
+{
+	g_autofree char *parent = NULL, *path = NULL, *second = NULL;
+
+	if (notify.fd < 0)
+		return false;
+	parent = dir_path(dir);
+	path = g_strconcat(parent, "/", name, NULL);
+	second = kind == PUBLISH_RENAME ? g_strconcat(parent, "/", other, NULL) : g_strdup(other);
+	g_queue_push_tail(&notify.orders, message_new(kind, path, second));
+	flush_later();
+	return true;
+}
+
+bool notify_is_helper(pid_t pid)
+{
+	g_autofree char *path = NULL;
+
+	if (!notify.helper)
+		return false;
+	/* Of a request the kernel tells the thread. */
+	path = g_strdup_printf("/proc/%d/task/%d", (int)proc_pid(notify.helper), (int)pid);
+	return !access(path, F_OK);
+}
+
 void notify_hold(Vm *vm)
 {
-	vm->commands++;
+	if (vm)
+		vm->commands++;
 }
 
 void notify_release(Vm *vm)
 {
-	vm->commands--;
-	if (!vm->commands && notify.queue.length)
+	if (vm)
+		vm->commands--;
+	if (vm && !vm->commands && notify.queue.length)
 		flush_later();
 }
 
@@ -287,23 +353,53 @@ void notify_stop(void)
 	g_clear_pointer(&notify.mountpoint, g_free);
 }
 
-static void *touch_paths(void *arg)
+static void touch(const char *path)
 {
 	/* A change of the contents, to inotify: IN_MODIFY. */
 	static const struct timespec times[2] = { { .tv_nsec = UTIME_OMIT },
 						  { .tv_nsec = UTIME_NOW } };
-	char path[MAX_MESSAGE];
+
+	(void)utimensat(AT_FDCWD, path, times, AT_SYMLINK_NOFOLLOW);
+}
+
+/* Nothing of this needs to work: what is gone by now is nobody's to be told of. */
+static void obey(char kind, const char *path, const char *other)
+{
+	switch (kind) {
+	case TOUCH:
+		touch(path);
+		break;
+	case PUBLISH_MKDIR:
+		(void)!mkdir(path, 0755);
+		break;
+	case PUBLISH_SYMLINK:
+		(void)!symlink(other, path);
+		break;
+	case PUBLISH_RMDIR:
+		(void)!rmdir(path);
+		break;
+	case PUBLISH_UNLINK:
+		(void)!unlink(path);
+		break;
+	case PUBLISH_RENAME:
+		(void)!rename(path, other);
+		break;
+	}
+}
+
+static void *obey_orders(void *arg)
+{
+	char message[MAX_MESSAGE + 1];
 
 	for (;;) {
-		ssize_t n = recv(HELPER_FD, path, sizeof path, 0);
+		ssize_t n = recv(HELPER_FD, message, MAX_MESSAGE, 0);
 
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n <= 0)
+		if (n < 2)
 			_exit(0);
-		path[n - 1] = 0;
-		/* It may be gone by now: then there is nobody to tell. */
-		(void)utimensat(AT_FDCWD, path, times, AT_SYMLINK_NOFOLLOW);
+		message[n - 1] = message[n] = 0;
+		obey(message[0], message + 1, message + 1 + strlen(message + 1) + 1);
 	}
 	return arg;
 }
@@ -313,7 +409,7 @@ int notify_helper_main(void)
 	GThread *thread = NULL;
 
 	for (int i = 1; i < HELPER_THREADS; i++)
-		thread = g_thread_new("touch", touch_paths, thread);
-	(void)touch_paths(thread);
+		thread = g_thread_new("touch", obey_orders, thread);
+	(void)obey_orders(thread);
 	return 0;
 }

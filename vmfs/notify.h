@@ -11,11 +11,17 @@
 #include <glib.h>
 #include <stdbool.h>
 
+#include "vmfs/node.h"
 #include "vmfs/vm.h"
 
 /* Start the helper. While there is none (logged) watchers are told of nothing. */
 void notify_start(const char *mountpoint);
 void notify_stop(void);
+
+/* For publish.c: do this to a name in a directory, through the mount. false: there is no helper. */
+bool notify_order(char kind, const NodeRef *dir, const char *name, const char *other);
+/* A request of this process (or thread) is the helper's. */
+bool notify_is_helper(pid_t pid);
 
 /* These things of a VM have changed, and can be read already. */
 void notify_change(Vm *vm, unsigned changes);
@@ -26,10 +32,10 @@ void notify_forgotten(uint64_t ino, uint64_t count);
 
 /*
  * A command is being written to `state`: its inode is locked, and whoever touches it would wait
- * until the write is answered. Between these calls touches of it are put off.
+ * until the write is answered. Between these calls touches of it are put off. NULL: of the host.
  */
 void notify_hold(Vm *vm);
 void notify_release(Vm *vm);
 
-/* `vmfs --notify-helper`: touches the paths that come in on descriptor 3 until it is closed. */
+/* `vmfs --notify-helper`: does what comes in on descriptor 3 until it is closed. */
 int notify_helper_main(void);

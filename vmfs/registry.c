@@ -11,6 +11,8 @@
 #include "vmfs/event.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
+#include "vmfs/node.h"
+#include "vmfs/publish.h"
 #include "vmfs/store.h"
 #include "vmfs/waitq.h"
 
@@ -40,6 +42,15 @@ static int check_name(const char *name)
 		    (!isalnum((unsigned char)name[i]) && !strchr("._-", name[i])))
 			return EINVAL;
 	return 0;
+}
+
+/* NAME, or NAME@HOST of one that was found: '@' is in no name that somebody gave. */
+static bool is_stored_name(const Vm *vm)
+{
+	const char *at = vm->home.foreign ? strchr(vm->name, '@') : NULL;
+	g_autofree char *name = at ? g_strndup(vm->name, (gsize)(at - vm->name)) : NULL;
+
+	return !check_name(at ? name : vm->name);
 }
 
 static bool id_taken(uint32_t id)
@@ -176,7 +187,7 @@ void registry_load(const RegistryConfig *config)
 	for (unsigned i = 0; i < serials->len; i++) {
 		Vm *vm = vm_new(g_array_index(serials, uint32_t, i), 0, "");
 
-		if (!vm_load(vm) || check_name(vm->name) || registry_find(vm->name) ||
+		if (!vm_load(vm) || !is_stored_name(vm) || registry_find(vm->name) ||
 		    id_taken(vm->id)) {
 			log_error("%s/vms/%u is damaged; it is left alone and not shown",
 				  store_dir(), vm->serial);
@@ -428,4 +439,158 @@ int registry_rename(Vm *vm, const char *name, RegistryDone fn, void *arg)
 	set_name(vm, name);
 	save_meta(c);
 	return 0;
+}
+
+/* ---- found ones ---- */
+
+static const NodeRef root_dir = { .node = &root_node };
+
+/* As near to what it is called as the grammar of names allows. */
+static char *possible_name(const char *text)
+{
+	GString *s = g_string_new(NULL);
+
+	if (!g_ascii_isalnum(text[0]))
+		g_string_append_c(s, 'd');
+	for (; *text && s->len < MAX_NAME; text++)
+		g_string_append_c(s, g_ascii_isalnum(*text) || strchr("._-", *text) ? *text : '_');
+	return g_string_free(s, FALSE);
+}
+
+static bool is_free(const char *name, const Vm *self)
+{
+	const Vm *vm = registry_find(name);
+
+	return !vm || vm == self;
+}
+
+static char *free_name(const char *text, const VmHome *home, const Vm *self)
+{
+	char *name = possible_name(text), *plain = name;
+
+	if (is_free(name, self))
+		return name;
+	name = g_strdup_printf("%s@%s", plain, home->host);
+	if (!is_free(name, self)) {
+		g_free(name);
+		name = g_strdup_printf("%s@%s-%.8s", plain, home->host, home->key);
+	}
+	for (unsigned i = 2; !is_free(name, self); i++) {
+		g_free(name);
+		name = g_strdup_printf("%s@%s-%.8s-%u", plain, home->host, home->key, i);
+	}
+	g_free(plain);
+	return name;
+}
+
+static bool vanished(void *arg)
+{
+	Vm *vm = arg;
+	bool done = vm->gone && !vm->removed && !vm->op;
+
+	if (done) {
+		events_emit_word(vm, "removed", vm->name);
+		forget(vm);
+		store_remove_run(vm->serial);
+		store_remove_vm(vm->serial, NULL, NULL);
+	}
+	vm_unref(vm);
+	return done;
+}
+
+void registry_vanish(Vm *vm)
+{
+	vm->gone = true;
+	/* Whoever ends the op, or has it appear, comes here again. */
+	if (!vm->op && !vm->hidden)
+		publish(PUBLISH_RMDIR, &root_dir, vm->name, NULL, vanished, vm_ref(vm));
+}
+
+static bool appeared(void *arg)
+{
+	Vm *vm = arg;
+
+	vm->hidden = false;
+	reg.root.changed = vm_now();
+	events_emit_word(vm, "created", vm->name);
+	vm_changed(vm, EV_NAME);
+	if (vm->gone)
+		registry_vanish(vm);
+	vm_unref(vm);
+	return true;
+}
+
+Vm *registry_appear(const VmHome *home)
+{
+	g_autofree char *name = free_name(home->name, home, NULL);
+	uint32_t id = registry_count() < MAX_VMS ? new_id() : 0;
+	g_autoptr(GBytes) meta = NULL;
+	Vm *vm;
+
+	if (!id) {
+		log_error("there is no room for '%s' of host %s", home->name, home->host);
+		return NULL;
+	}
+	vm = vm_new(store_next_serial(), id, name);
+	vm->home = (VmHome){ home->be, g_strdup(home->host), g_strdup(home->key),
+			     g_strdup(home->name), home->foreign };
+	/* Whom libvirt tells of it, vmfs tells of it; but it is the daemon's, to whom it was told.
+	 */
+	vm->mode = 0755;
+	vm->umask = 022;
+	vm->uid = geteuid();
+	vm->gid = getegid();
+	vm->hidden = true;
+	insert(vm);
+	meta = vm_meta(vm);
+	store_make_vm(vm->serial, vm->uid, vm->gid, meta, NULL, NULL);
+	publish(PUBLISH_MKDIR, &root_dir, name, NULL, appeared, vm_ref(vm));
+	return vm;
+}
+
+typedef struct Move {
+	Vm *vm;
+	char *name;
+} Move;
+
+static bool moved(void *arg)
+{
+	Move *m = arg;
+	Vm *vm = m->vm;
+	/* A later one may have overtaken it. */
+	bool done = !vm->removed && !g_strcmp0(vm->next_name, m->name) && is_free(m->name, vm);
+
+	if (done) {
+		g_clear_pointer(&vm->next_name, g_free);
+		events_emit_word(vm, "renamed", m->name);
+		set_name(vm, m->name);
+		registry_save_meta(vm, NULL, NULL);
+	}
+	vm_unref(vm);
+	g_free(m->name);
+	g_free(m);
+	return done;
+}
+
+void registry_follow_name(Vm *vm, const char *text)
+{
+	g_autofree char *name = NULL;
+	Move *m;
+
+	/* One that had to be changed stays, also when it could be had by now. */
+	if (!strcmp(vm->home.name, text))
+		return;
+	g_free(vm->home.name);
+	vm->home.name = g_strdup(text);
+	name = free_name(text, &vm->home, vm);
+	g_clear_pointer(&vm->next_name, g_free);
+	if (!strcmp(vm->name, name)) {
+		registry_save_meta(vm, NULL, NULL);
+		return;
+	}
+	m = g_new0(Move, 1);
+	m->vm = vm_ref(vm);
+	m->name = g_strdup(name);
+	vm->next_name = g_strdup(name);
+	publish(PUBLISH_RENAME, &root_dir, vm->name, name, moved, m);
 }

@@ -41,3 +41,15 @@ int registry_remove(Vm *vm, RegistryDone fn, void *arg);
 int registry_rename(Vm *vm, const char *name, RegistryDone fn, void *arg);
 /* Store changed attributes. */
 void registry_save_meta(Vm *vm, RegistryDone fn, void *arg);
+
+/*
+ * VMs that are found in the books of a hypervisor. They come and go there; here that shows, and is
+ * told to watchers. A name that is taken or could not be one is changed; what it was changed to
+ * stays.
+ */
+/* NULL: there are too many. */
+Vm *registry_appear(const VmHome *home);
+/* When its operation, if it has one, has ended. */
+void registry_vanish(Vm *vm);
+/* It has been given this name there. */
+void registry_follow_name(Vm *vm, const char *name);

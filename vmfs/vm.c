@@ -104,6 +104,10 @@ void vm_unref(Vm *vm)
 	if (vm->to_apply)
 		g_ptr_array_unref(vm->to_apply);
 	g_strfreev(vm->ips);
+	g_free(vm->next_name);
+	g_free(vm->home.host);
+	g_free(vm->home.key);
+	g_free(vm->home.name);
 	stream_free(vm->console);
 	stream_free(vm->events);
 	g_free(vm->name);
@@ -120,13 +124,27 @@ bool vm_is_live(const Vm *vm)
 	return vm->state != VM_STOPPED && vm->state != VM_CRASHED && vm->state != VM_ASLEEP;
 }
 
+Backend *vm_backend_kind(const Vm *vm, GError **err)
+{
+	if (vm->home.be)
+		return vm->home.be;
+	if (vm->bv && (vm_is_live(vm) || vm->op))
+		return vm->bv->be;
+	return backend_for(vm->spec, err);
+}
+
+const char *vm_host(const Vm *vm)
+{
+	return vm->home.host ? vm->home.host : "local";
+}
+
 BackendVm *vm_backend(Vm *vm, GError **err)
 {
 	Backend *be;
 
 	if (vm->bv && (vm_is_live(vm) || vm->op))
 		return vm->bv;
-	be = backend_for(vm->spec, err);
+	be = vm_backend_kind(vm, err);
 	if (!be)
 		return NULL;
 	if (vm->bv && vm->bv->be != be)

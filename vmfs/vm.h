@@ -63,12 +63,25 @@ typedef struct HostAttr {
 	int64_t changed; /* microseconds since 1970 */
 } HostAttr;
 
+/* Where a VM is in the books of a hypervisor that keeps some. */
+typedef struct VmHome {
+	Backend *be;  /* NULL: nowhere; only vmfs knows of it */
+	char *host;   /* name in .vmfs/hosts */
+	char *key;    /* what the hypervisor knows it by, whatever it is called */
+	char *name;   /* what it is called there */
+	bool foreign; /* found there, not made here */
+} VmHome;
+
 struct Vm {
 	unsigned refs;
 	bool removed;
+	bool hidden; /* the kernel is still to be told that it is there */
+	bool gone;   /* at its hypervisor; the kernel is still to be told */
+	VmHome home;
 	uint32_t serial; /* never reused; in the inode numbers and in the store */
 	uint32_t id;	 /* small, unique on this host while the VM exists */
 	char *name;
+	char *next_name; /* what it is called at home by now; NULL: the same */
 
 	uid_t uid;
 	gid_t gid;
@@ -132,8 +145,12 @@ bool vm_is_live(const Vm *vm);
 /* Show the state that holds now: for when an operation begins or ends. */
 void vm_refresh_state(Vm *vm);
 
+/* Which backend that is, or would be if it was started. NULL and err: none. */
+Backend *vm_backend_kind(const Vm *vm, GError **err);
 /* The backend of the VM's spec, made on first use; another one when the spec was changed. */
 BackendVm *vm_backend(Vm *vm, GError **err);
+/* The host it runs on, or would. */
+const char *vm_host(const Vm *vm);
 
 /* Tell the streams, waiters, pollers and watchers that these things have changed. */
 void vm_changed(Vm *vm, unsigned changes);

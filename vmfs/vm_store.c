@@ -57,6 +57,13 @@ GBytes *vm_meta(const Vm *vm)
 	g_key_file_set_uint64(file, "vm", "mode", vm->mode);
 	g_key_file_set_uint64(file, "vm", "umask", vm->umask);
 	g_key_file_set_int64(file, "vm", "created", vm->created);
+	if (vm->home.be) {
+		g_key_file_set_string(file, "home", "backend", vm->home.be->cls->name);
+		g_key_file_set_string(file, "home", "host", vm->home.host);
+		g_key_file_set_string(file, "home", "key", vm->home.key);
+		g_key_file_set_string(file, "home", "name", vm->home.name);
+		g_key_file_set_boolean(file, "home", "foreign", vm->home.foreign);
+	}
 	if (vm->attrs) {
 		g_hash_table_iter_init(&it, vm->attrs);
 		while (g_hash_table_iter_next(&it, &id, &value)) {
@@ -98,6 +105,21 @@ static void load_attrs(Vm *vm, GKeyFile *file)
 	}
 }
 
+/* false: it is at home in a backend that this vmfs was built without. */
+static bool load_home(Vm *vm, GKeyFile *file)
+{
+	g_autofree char *name = g_key_file_get_string(file, "home", "backend", NULL);
+
+	if (!name)
+		return true;
+	vm->home.be = backend_find(name);
+	vm->home.host = g_key_file_get_string(file, "home", "host", NULL);
+	vm->home.key = g_key_file_get_string(file, "home", "key", NULL);
+	vm->home.name = g_key_file_get_string(file, "home", "name", NULL);
+	vm->home.foreign = g_key_file_get_boolean(file, "home", "foreign", NULL);
+	return vm->home.be && vm->home.host && vm->home.key && vm->home.name;
+}
+
 bool vm_load_meta(Vm *vm, GBytes *meta)
 {
 	g_autoptr(GKeyFile) file = key_file_parse(meta);
@@ -115,7 +137,7 @@ bool vm_load_meta(Vm *vm, GBytes *meta)
 	vm->umask = (mode_t)get_number(file, "vm", "umask", 077) & 0777;
 	vm->created = vm->since = g_key_file_get_int64(file, "vm", "created", NULL);
 	load_attrs(vm, file);
-	return true;
+	return load_home(vm, file);
 }
 
 void vm_save_run(Vm *vm)
@@ -124,7 +146,8 @@ void vm_save_run(Vm *vm)
 	g_autoptr(GBytes) bytes = NULL;
 	guint hash;
 
-	if (vm->removed)
+	/* Of one that is in a hypervisor's books, that knows better. */
+	if (vm->removed || vm->home.be)
 		return;
 	file = g_key_file_new();
 	g_key_file_set_string(file, "vm", "state", vm_state_name(vm->state));
@@ -273,9 +296,11 @@ void vm_adopt(Vm *vm)
 {
 	g_autofree char *name =
 		vm->run ? g_key_file_get_string(vm->run, "vm", "backend", NULL) : NULL;
-	Backend *be = name ? backend_find(name) : backend_for(vm->spec, NULL);
+	Backend *be = name ? backend_find(name) : vm_backend_kind(vm, NULL);
 	Spec *started;
 
+	if (vm->bv) /* found before it was looked for */
+		return;
 	/* The directory is made before anything runs and removed after: a mark that is never late.
 	 */
 	if (!vm_is_live(vm) && access(vm_run_dir(vm), F_OK))
