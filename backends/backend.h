@@ -18,6 +18,7 @@
 
 typedef struct Backend Backend;
 typedef struct BackendVm BackendVm;
+typedef struct Host Host;
 
 /* op_arg() of OP_APPLY. */
 typedef struct SpecChange {
@@ -62,6 +63,15 @@ typedef struct BackendClass {
 	 * once or later; also when the VM ends or fini() is called before the answer is there.
 	 */
 	void (*ask[ASK_MAX])(BackendVm *bv, Ask *a);
+	/*
+	 * Other hosts, and this one, that it reaches by a URI (hosts.h): reach it from now on, and
+	 * let go of it again. The rest shows what it knows: "key value" lines.
+	 */
+	void (*host_open)(Host *host);
+	void (*host_close)(Host *host);
+	bool (*host_is_up)(const Host *host);
+	void (*host_status)(const Host *host, GString *out);
+	void (*host_node)(const Host *host, GString *out);
 	/* A line of the `sim` file: faults and guest behaviour that a test orders. */
 	bool (*control)(BackendVm *bv, char *line, GError **err);
 } BackendClass;

@@ -14,11 +14,17 @@
 #ifdef HAVE_QEMU
 BACKEND(qemu);
 #endif
+#ifdef HAVE_LIBVIRT
+BACKEND(libvirt);
+#endif
 BACKEND(sim);
 
 Backend *const backends[] = {
 #ifdef HAVE_QEMU
 	&qemu,
+#endif
+#ifdef HAVE_LIBVIRT
+	&libvirt,
 #endif
 	&sim,
 	NULL,

@@ -17,6 +17,7 @@ pytest.register_assert_rewrite("lib.util", "lib.vm", "lib.daemon", "lib.backends
 
 from lib.backends import BACKENDS, Qemu, Sim
 from lib.daemon import BINARY, ROOT, Vmfs
+from lib.libvirtd import Libvirtd, missing
 
 HUNG = 180  # seconds after which a test is a failure whatever it waits for
 HUNG_SLOW = 1200
@@ -85,6 +86,16 @@ def guest():
                          timeout=1800, check=True).stdout
     values = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
     return SimpleNamespace(**{k: values[k] for k in ("kernel", "initrd", "disk", "rawdisk")})
+
+
+@pytest.fixture(scope="session")
+def libvirtd():
+    """A libvirtd of our own, for the session."""
+    if why := missing():
+        pytest.skip(why)
+    found = Libvirtd()
+    yield found
+    found.close()
 
 
 @pytest.fixture

@@ -22,11 +22,13 @@
 #include "vmfs/fs.h"
 #include "vmfs/host.h"
 #include "vmfs/images.h"
+#include "vmfs/hosts.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
 #include "vmfs/node.h"
 #include "vmfs/notify.h"
 #include "vmfs/options.h"
+#include "vmfs/publish.h"
 #include "vmfs/registry.h"
 #include "vmfs/store.h"
 #include "vmfs/vm.h"
@@ -63,10 +65,15 @@ static void adopt(void)
 	registry_adopt(serve, NULL);
 }
 
+static void find(void)
+{
+	hosts_open(adopt);
+}
+
 static void begin(void *arg)
 {
 	(void)arg;
-	backends_probe(adopt);
+	backends_probe(find);
 }
 
 /* The kernel first: whoever is told of a change must not read what was before it. */
@@ -95,6 +102,8 @@ static bool prepare(GError **err)
 	op_limit_deadlines((uint64_t)o->verb_timeout_s * 1000);
 	document_set_mountpoint(mountpoint);
 	images_load();
+	if (!hosts_load(o->hosts_file, o->hosts, err))
+		return false;
 	registry_load(&config);
 	/* What is stored was good where it was written: only new documents are held to this. */
 	spec_set_limits(0, host_memory());
@@ -121,10 +130,12 @@ static void run(void)
 	 */
 	store_close();
 	vm_all.changed = NULL;
+	publish_stop();
 	notify_stop();
 	fs_unmount();
 	registry_close();
 	images_close();
+	hosts_close();
 	/* exit(3) would wait for the pool, which may wait for a file server that is dead. */
 	if (loop_has_work())
 		_exit(EXIT_SUCCESS);

@@ -141,5 +141,6 @@ void node_markdown(GString *out);
 /* nodes_vm.c, nodes_io.c, nodes_host.c */
 extern const Dir vm_dir;
 extern const Dir io_dir;
+extern const Dir hosts_dir; /* nodes_hosts.c */
 extern const Node host_rows[];
 extern const StreamClass events_all_stream;

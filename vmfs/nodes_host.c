@@ -3,12 +3,10 @@
 #include <string.h>
 
 #include "version.h"
-#include "vmfs/host.h"
 #include "vmfs/images.h"
 #include "vmfs/list.h"
 #include "vmfs/metrics.h"
 #include "vmfs/node.h"
-#include "vmfs/registry.h"
 
 static void show_version(const NodeRef *r, GString *out)
 {
@@ -93,37 +91,6 @@ static void show_capabilities(const NodeRef *r, GString *out)
 			g_string_append_printf(out, "%s\n", ask_name((AskKind)i));
 }
 
-/* ---- hosts/NAME/ ---- */
-
-static uint32_t next_host(const NodeRef *dir, uint32_t after, char name[256])
-{
-	(void)dir;
-	g_strlcpy(name, "local", 256);
-	return after ? 0 : 1;
-}
-
-static uint32_t find_host(const NodeRef *dir, const char *name)
-{
-	(void)dir;
-	return !strcmp(name, "local");
-}
-
-static void show_host_status(const NodeRef *r, GString *out)
-{
-	unsigned live = 0;
-
-	(void)r;
-	for (Vm *vm = registry_after(0); vm; vm = registry_after(vm->serial))
-		live += vm_is_live(vm);
-	g_string_append_printf(out, "state up\nvms %u\nlive %u\n", registry_count(), live);
-}
-
-static void show_host_node(const NodeRef *r, GString *out)
-{
-	(void)r;
-	host_show_node(out);
-}
-
 #define REG(mode) (S_IFREG | (mode))
 #define DIR(mode) (S_IFDIR | (mode))
 
@@ -138,16 +105,6 @@ static const Node backend_rows[] = {
 static const Dir backend_dir = { .rows = backend_rows };
 static const Node backend_row = { 62, "NAME", DIR(0755), .dir = &backend_dir, .doc = "a hypervisor" };
 static const Dir backends_dir = { .child = &backend_row, .next = next_backend, .find = find_backend };
-
-static const Node host_dir_rows[] = {
-	{ 63, "status", REG(0444), .show = show_host_status, .doc = "'key value' lines: state, vms, live" },
-	{ 64, "node", REG(0444), .show = show_host_node,
-	  .doc = "'key value' lines: cpus, memory and free in bytes, load" },
-	{ 0 },
-};
-static const Dir host_dir = { .rows = host_dir_rows };
-static const Node host_row = { 65, "NAME", DIR(0755), .dir = &host_dir, .doc = "a host; 'local' is this one" };
-static const Dir hosts_dir = { .child = &host_row, .next = next_host, .find = find_host };
 
 static const Node io_rows[] = {
 	{ 66, "events", REG(0444), .stream = &events_all_stream, .doc = "what changes in any VM" },

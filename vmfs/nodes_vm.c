@@ -73,14 +73,15 @@ static void show_exit(const Vm *vm, GString *out)
 static void show_status(const NodeRef *r, GString *out)
 {
 	const Vm *vm = r->vm;
-	const Backend *be = vm->bv ? vm->bv->be : backend_for(vm->spec, NULL);
+	const Backend *be = vm->bv ? vm->bv->be : vm_backend_kind(vm, NULL);
 
 	g_string_append_printf(out, "state %s\n", vm_state_name(vm->state));
 	if (vm->reason)
 		g_string_append_printf(out, "reason %s\n", vm->reason);
 	g_string_append(out, "since ");
 	events_time(out, vm->since);
-	g_string_append_printf(out, "\nbackend %s\nhost local\n", be ? be->cls->name : "none");
+	g_string_append_printf(out, "\nbackend %s\nhost %s\n", be ? be->cls->name : "none",
+			       vm_host(vm));
 	if (vm->pid)
 		g_string_append_printf(out, "pid %d\n", (int)vm->pid);
 	if (vm->op) {
@@ -143,8 +144,7 @@ static void show_cmdline(const NodeRef *r, GString *out)
 
 static const BackendClass *class_of(const NodeRef *r)
 {
-	const Backend *be =
-		r->vm->bv && vm_is_live(r->vm) ? r->vm->bv->be : backend_for(r->vm->spec, NULL);
+	const Backend *be = vm_backend_kind(r->vm, NULL);
 
 	return be ? be->cls : NULL;
 }

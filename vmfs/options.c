@@ -24,7 +24,7 @@ typedef struct Raw {
 	unsigned n_words;
 } Raw;
 
-enum { KEY_IGNORE = 1 };
+enum { KEY_IGNORE = 1, KEY_HOST };
 
 #define OPTION(text, field, value)                                                                 \
 	{                                                                                          \
@@ -52,6 +52,8 @@ static const struct fuse_opt table[] = {
 	OPTION("runtime_dir=%s", o.runtime_dir, 0),
 	OPTION("verb_timeout=%u", o.verb_timeout_s, 0),
 	OPTION("ids=%s", ids, 0),
+	OPTION("hosts=%s", o.hosts_file, 0),
+	FUSE_OPT_KEY("host=", KEY_HOST),
 	IGNORE("defaults"),
 	IGNORE("auto"),
 	IGNORE("noauto"),
@@ -73,6 +75,12 @@ static int on_option(void *data, const char *arg, int key, struct fuse_args *out
 	Raw *raw = data;
 
 	(void)out;
+	if (key == KEY_HOST) {
+		if (!raw->o.hosts)
+			raw->o.hosts = g_ptr_array_new_with_free_func(g_free);
+		g_ptr_array_add(raw->o.hosts, g_strdup(strchr(arg, '=') + 1));
+		return 0;
+	}
 	if (key == KEY_IGNORE || !strncmp(arg, "x-", 2))
 		return 0;
 	if (key != FUSE_OPT_KEY_NONOPT)
@@ -93,6 +101,8 @@ void options_usage(void)
 	       "    -d, -o debug           foreground, and say what happens\n"
 	       "    -o OPT[,OPT...]        options, as in fstab:\n"
 	       "       allow_other         let other users in (the default for root)\n"
+	       "       host=NAME=URI       a host and libvirt's URI of it; `local` is this one\n"
+	       "       hosts=FILE          more of them, a line each (default %s)\n"
 	       "       ids=FIRST-LAST      range of the VMs' `id` (default %d-%d)\n"
 	       "       state_dir=DIR, runtime_dir=DIR   as below\n"
 	       "       verb_timeout=SEC    let no verb take longer\n"
@@ -102,7 +112,8 @@ void options_usage(void)
 	       "    -h, --help             print this\n"
 	       "\n"
 	       "unmount: fusermount3 -u MOUNTPOINT; the VMs go on\n",
-	       DEFAULT_FIRST_ID, MAX_ID);
+	       geteuid() == 0 ? "/etc/vmfs/hosts" : "~/.config/vmfs/hosts", DEFAULT_FIRST_ID,
+	       MAX_ID);
 }
 
 static bool parse_ids(Raw *raw)

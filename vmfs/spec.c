@@ -15,7 +15,7 @@
 #define TIB	(1ull << 40)
 #define HOUR_MS 3600000
 
-static const char *const backend_names[] = { "qemu", "sim", NULL };
+static const char *const backend_names[] = { "qemu", "libvirt", "sim", NULL };
 static const char *const accel_names[] = { "auto", "kvm", "tcg", NULL };
 static const char *const machine_names[] = { "q35", "microvm", NULL };
 static const char *const firmware_names[] = { "bios", "uefi", NULL };

@@ -1,0 +1,374 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What there is at a host. The first list is one call for all; after that events tell, and where
+ * they do not say all of it, the domain is looked at. An answer that an event has overtaken is
+ * thrown away, and asked for again.
+ */
+#include <libvirt/virterror.h>
+#include <string.h>
+
+#include "backends/libvirt/lv.h"
+#include "vmfs/err.h"
+#include "vmfs/log.h"
+
+#define MAX_LOOKING 3  /* jobs at once: one thread is left for orders */
+#define BATCH	    16 /* domains a job */
+#define FIRST_MS    100
+
+typedef enum LookState { LOOK_QUEUED, LOOK_RUNNING, LOOK_AGAIN } LookState;
+
+typedef struct LvLook {
+	LookState state;
+} LvLook;
+
+/* ---- in the pool ---- */
+
+static void found_free(void *arg)
+{
+	LvFound *f = arg;
+
+	g_free(f->name);
+	g_free(f->xml);
+	g_free(f);
+}
+
+static LvFound *found_new(virDomainPtr dom)
+{
+	LvFound *f = g_new0(LvFound, 1);
+
+	(void)virDomainGetUUIDString(dom, f->key);
+	f->name = g_strdup(virDomainGetName(dom));
+	f->known = true;
+	return f;
+}
+
+/* Set of the keys of domains that are asleep. */
+static GHashTable *list_asleep(virConnectPtr virt)
+{
+	GHashTable *set = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+	virDomainPtr *doms = NULL;
+	int n = virConnectListAllDomains(virt, &doms, VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE);
+
+	for (int i = 0; i < n; i++) {
+		char *key = g_malloc0(VIR_UUID_STRING_BUFLEN);
+
+		(void)virDomainGetUUIDString(doms[i], key);
+		g_hash_table_add(set, key);
+		virDomainFree(doms[i]);
+	}
+	free(doms);
+	return set;
+}
+
+static LvState with_sleep(LvState s, bool asleep)
+{
+	return s.state == VM_STOPPED && asleep ? (LvState){ VM_ASLEEP, "saved" } : s;
+}
+
+static LvState stats_state(const virDomainStatsRecord *r)
+{
+	int state = VIR_DOMAIN_NOSTATE, reason = 0;
+
+	(void)virTypedParamsGetInt(r->params, r->nparams, "state.state", &state);
+	(void)virTypedParamsGetInt(r->params, r->nparams, "state.reason", &reason);
+	return lv_state_of(state, reason);
+}
+
+/* For hypervisors that cannot tell the states of all in one call. */
+static GPtrArray *list_each(virConnectPtr virt, GError **err)
+{
+	GPtrArray *out;
+	virDomainPtr *doms = NULL;
+	int n = virConnectListAllDomains(virt, &doms, 0);
+
+	if (n < 0) {
+		lv_error(err, "cannot list the domains");
+		return NULL;
+	}
+	out = g_ptr_array_new_with_free_func(found_free);
+	for (int i = 0; i < n; i++) {
+		int state, reason;
+
+		if (!virDomainGetState(doms[i], &state, &reason, 0)) {
+			LvFound *f = found_new(doms[i]);
+
+			f->state = lv_state_of(state, reason);
+			g_ptr_array_add(out, f);
+		}
+		virDomainFree(doms[i]);
+	}
+	free(doms);
+	return out;
+}
+
+GPtrArray *lv_list(virConnectPtr virt, GError **err)
+{
+	virDomainStatsRecordPtr *records = NULL;
+	int n = virConnectGetAllDomainStats(virt, VIR_DOMAIN_STATS_STATE, &records, 0);
+	g_autoptr(GHashTable) asleep = list_asleep(virt);
+	GPtrArray *out;
+
+	if (n < 0) {
+		out = list_each(virt, err);
+	} else {
+		out = g_ptr_array_new_with_free_func(found_free);
+		for (int i = 0; i < n; i++) {
+			LvFound *f = found_new(records[i]->dom);
+
+			f->state = stats_state(records[i]);
+			g_ptr_array_add(out, f);
+		}
+		virDomainStatsRecordListFree(records);
+	}
+	for (unsigned i = 0; out && i < out->len; i++) {
+		LvFound *f = out->pdata[i];
+
+		f->state = with_sleep(f->state, g_hash_table_contains(asleep, f->key));
+	}
+	return out;
+}
+
+typedef struct Look {
+	void *tag;
+	virConnectPtr virt; /* a reference */
+	GPtrArray *found;   /* of LvFound: key at first, then all */
+	GError *error;	    /* of the connection */
+} Look;
+
+/* false: the connection is of no use. */
+static bool look_at(virConnectPtr virt, LvFound *f, GError **err)
+{
+	virDomainPtr dom = virDomainLookupByUUIDString(virt, f->key);
+	int state = VIR_DOMAIN_NOSTATE, reason = 0;
+	char *xml;
+
+	if (!dom) {
+		lv_error(err, "cannot look at a domain");
+		if (virGetLastErrorCode() != VIR_ERR_NO_DOMAIN)
+			return false;
+		g_clear_error(err);
+		return true;
+	}
+	f->known = !virDomainGetState(dom, &state, &reason, 0);
+	f->name = g_strdup(virDomainGetName(dom));
+	f->state = with_sleep(lv_state_of(state, reason), virDomainHasManagedSaveImage(dom, 0) > 0);
+	xml = virDomainGetXMLDesc(dom, VIR_DOMAIN_XML_INACTIVE);
+	f->xml = g_strdup(xml);
+	free(xml);
+	virDomainFree(dom);
+	return true;
+}
+
+static void look_job(void *arg)
+{
+	Look *l = arg;
+
+	for (unsigned i = 0; i < l->found->len; i++)
+		if (!look_at(l->virt, l->found->pdata[i], &l->error))
+			break;
+	/* Here: if it was the last reference this talks to the host. */
+	(void)virConnectClose(l->virt);
+}
+
+/* ---- on the loop ---- */
+
+static void look_some(LvHost *lh);
+
+/* An answer that is under way may be of a time before now. */
+static bool overtake(LvHost *lh, const char *key)
+{
+	LvLook *look = g_hash_table_lookup(lh->looks, key);
+
+	if (look && look->state == LOOK_RUNNING)
+		look->state = LOOK_AGAIN;
+	return look;
+}
+
+static void gone(LvHost *lh, const char *key)
+{
+	LvVm *lv = g_hash_table_lookup(lh->domains, key);
+
+	if (!lv)
+		return;
+	lv->defined = false;
+	if (lv->base.vm->home.foreign)
+		registry_vanish(lv->base.vm);
+	else
+		lv_show(lv, (LvState){ VM_STOPPED, "undefined" });
+}
+
+/* The VM of a domain, made if it is new. */
+static LvVm *vm_for(LvHost *lh, const char *key, const char *name)
+{
+	LvVm *lv = g_hash_table_lookup(lh->domains, key);
+	const VmHome home = { lh->host->be, lh->host->name, (char *)key, (char *)name, true };
+	Vm *vm;
+
+	if (!lv) {
+		vm = registry_appear(&home);
+		lv = vm ? lv_bind(vm) : NULL;
+	} else {
+		/* It was only gone for a moment: as while it is given another name. */
+		lv->base.vm->gone = false;
+		if (lv->base.vm->home.foreign)
+			registry_follow_name(lv->base.vm, name);
+	}
+	if (lv)
+		lv->defined = true;
+	return lv;
+}
+
+static void found(LvHost *lh, LvFound *f)
+{
+	LvVm *lv;
+
+	if (!f->known) {
+		gone(lh, f->key);
+		return;
+	}
+	lv = vm_for(lh, f->key, f->name);
+	if (!lv)
+		return;
+	lv_show(lv, f->state);
+	if (f->xml) {
+		g_free(lv->xml);
+		lv->xml = g_steal_pointer(&f->xml);
+	}
+}
+
+static void looked(void *arg)
+{
+	Look *l = arg;
+	LvHost *lh = lv_host_at(l->tag);
+
+	if (lh)
+		lh->looking--;
+	for (unsigned i = 0; lh && !l->error && i < l->found->len; i++) {
+		LvFound *f = l->found->pdata[i];
+		const LvLook *look = g_hash_table_lookup(lh->looks, f->key);
+		bool again = look && look->state == LOOK_AGAIN;
+
+		g_hash_table_remove(lh->looks, f->key);
+		if (again)
+			lv_look(lh, f->key);
+		else
+			found(lh, f);
+	}
+	if (lh && l->error)
+		lv_host_away(lh, g_strdup(l->error->message));
+	else if (lh)
+		look_some(lh);
+	g_ptr_array_unref(l->found);
+	g_clear_error(&l->error);
+	g_free(l);
+}
+
+static void look_some(LvHost *lh)
+{
+	while (lh->to_look.length && lh->looking < MAX_LOOKING && lh->virt) {
+		Look *l = g_new0(Look, 1);
+
+		l->tag = lv_host_tag(lh);
+		l->virt = lh->virt;
+		(void)virConnectRef(l->virt);
+		l->found = g_ptr_array_new_with_free_func(found_free);
+		while (lh->to_look.length && l->found->len < BATCH) {
+			const char *key = g_queue_pop_head(&lh->to_look);
+			LvLook *look = g_hash_table_lookup(lh->looks, key);
+			LvFound *f = g_new0(LvFound, 1);
+
+			look->state = LOOK_RUNNING;
+			g_strlcpy(f->key, key, sizeof f->key);
+			g_ptr_array_add(l->found, f);
+		}
+		lh->looking++;
+		pool_work(lh->pool, look_job, looked, l);
+	}
+	if (!lh->to_look.length && !lh->looking && lh->first) {
+		timer_stop(&lh->first);
+		host_answered(lh->host);
+	}
+}
+
+static void look_soon(void *tag)
+{
+	LvHost *lh = lv_host_at(tag);
+
+	if (lh)
+		look_some(lh);
+}
+
+void lv_look(LvHost *lh, const char *key)
+{
+	char *copy;
+
+	if (overtake(lh, key))
+		return;
+	copy = g_strdup(key);
+	g_hash_table_insert(lh->looks, copy, g_new0(LvLook, 1));
+	g_queue_push_tail(&lh->to_look, copy);
+	/* Later: what else comes now goes the same way. */
+	if (lh->to_look.length == 1)
+		loop_defer(look_soon, lv_host_tag(lh));
+}
+
+void lv_look_no_more(LvHost *lh)
+{
+	timer_stop(&lh->first);
+	g_queue_clear(&lh->to_look);
+	g_hash_table_remove_all(lh->looks);
+	lh->looking = 0;
+}
+
+void lv_heard(LvHost *lh, const char *key, const char *name, LvState state)
+{
+	LvVm *lv = g_hash_table_lookup(lh->domains, key);
+	bool runs = state.state == VM_RUNNING || state.state == VM_PAUSED;
+
+	(void)overtake(lh, key);
+	/* The list is under way still, and may be of a time before now. */
+	if (!lh->virt)
+		lv_look(lh, key);
+	/* The end of one that is known to be gone is no news. */
+	if (runs)
+		lv = vm_for(lh, key, name);
+	if (lv && !lv->base.vm->gone)
+		lv_show(lv, state);
+}
+
+static void first_late(void *arg)
+{
+	LvHost *lh = arg;
+
+	lh->first = NULL;
+	host_answered(lh->host);
+}
+
+void lv_discovered(LvHost *lh, GPtrArray *list)
+{
+	g_autoptr(GHashTable) there = g_hash_table_new(g_str_hash, g_str_equal);
+	g_autoptr(GPtrArray) missing = g_ptr_array_new();
+	GHashTableIter it;
+	gpointer key;
+
+	for (unsigned i = 0; i < list->len; i++)
+		g_hash_table_add(there, ((LvFound *)list->pdata[i])->key);
+	/* What an event has told of while the list was made the list may not know. */
+	g_hash_table_iter_init(&it, lh->domains);
+	while (g_hash_table_iter_next(&it, &key, NULL))
+		if (!g_hash_table_contains(there, key) && !g_hash_table_contains(lh->looks, key))
+			g_ptr_array_add(missing, key);
+	/* These first: others may have their names by now. */
+	for (unsigned i = 0; i < missing->len; i++)
+		gone(lh, missing->pdata[i]);
+	for (unsigned i = 0; i < list->len; i++) {
+		LvFound *f = list->pdata[i];
+
+		if (!g_hash_table_contains(lh->looks, f->key))
+			found(lh, f);
+		lv_look(lh, f->key);
+	}
+	g_ptr_array_unref(list);
+	lh->first = timer_start(FIRST_MS, first_late, lh);
+	look_some(lh);
+}

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside of the libvirt backend. A host has one connection. Its calls may block for as long as the
+ * host likes, so they are made in threads of its own; its events come in a thread of libvirt's,
+ * which copies them and posts them to the loop. All else, and all that is not said to be otherwise,
+ * is the loop thread's. Across threads go only: references to the connection, keys, and copies.
+ */
+#pragma once
+
+#include <glib.h>
+#include <libvirt/libvirt.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backends/backend.h"
+#include "vmfs/hosts.h"
+#include "vmfs/loop.h"
+#include "vmfs/registry.h"
+#include "vmfs/vm.h"
+
+extern const BackendClass libvirt_class;
+
+/* A host's connection. */
+typedef struct LvHost {
+	Host *host;
+	Pool *pool;
+	virConnectPtr virt; /* NULL: the host is away */
+	uint32_t attempt;   /* which connection it is: what comes from another is dropped */
+	bool opening;
+	char *why;     /* it is away: a sentence; or NULL */
+	char *version; /* of libvirt and the hypervisor, there */
+	unsigned tries;
+	Timer *retry;
+	GHashTable *domains; /* key to LvVm: those that vmfs has a VM for */
+
+	/* discover.c */
+	GHashTable *looks; /* key to LvLook: those to be looked at */
+	GQueue to_look;	   /* of keys, owned by `looks` */
+	unsigned looking;  /* jobs */
+	Timer *first;	   /* until the first list is shown though not all is known */
+} LvHost;
+
+typedef struct LvVm {
+	BackendVm base;
+	LvHost *host; /* NULL: it is not known there */
+	bool defined; /* its host has it, as far as we know */
+	char *xml;    /* of the domain as it is defined; NULL: not known */
+} LvVm;
+
+static inline LvVm *lv_of(BackendVm *bv)
+{
+	return (LvVm *)bv;
+}
+
+/* error.c */
+
+/* The last error of libvirt in this thread, as one of ours. Any thread. */
+void lv_error(GError **err, const char *what);
+/* Nothing is printed by libvirt itself. */
+void lv_init_errors(void);
+
+/* state.c: pure; any thread */
+
+typedef struct LvState {
+	VmState state;
+	const char *reason; /* a word; static */
+} LvState;
+
+LvState lv_state_of(int state, int reason);
+/* What a lifecycle event says. VM_STATE_MAX: that has to be asked. */
+LvState lv_state_of_event(int event, int detail);
+
+/* Which connection: for libvirt to hand back, so that nothing of it has to be kept alive. */
+static inline void *lv_tag(uint32_t number, uint32_t attempt)
+{
+	return (void *)((uintptr_t)number << 32 | attempt);
+}
+
+/* conn.c */
+
+/* Once. false: libvirt does not work here. */
+bool lv_init(void);
+/* The URI to be used for a host; NULL: none. Owned by the caller. */
+char *lv_uri(const Host *host);
+void lv_host_open(Host *host);
+void lv_host_close(Host *host);
+bool lv_host_is_up(const Host *host);
+void lv_host_status(const Host *host, GString *out);
+/* The host that has this connection still; or NULL. */
+LvHost *lv_host_at(const void *tag);
+static inline void *lv_host_tag(const LvHost *lh)
+{
+	return lv_tag(lh->host->number, lh->attempt);
+}
+/* EHOSTDOWN with a sentence. */
+bool lv_host_need(const LvHost *lh, GError **err);
+/* The connection has turned out to be of no use: `why` (taken) is a sentence. */
+void lv_host_away(LvHost *lh, char *why);
+
+/* events.c */
+
+/* In the pool, on a new connection: from now on, all that happens is posted. */
+bool lv_events_begin(virConnectPtr virt, void *tag, GError **err);
+
+/* discover.c */
+
+/* What a job found out about a domain. */
+typedef struct LvFound {
+	char key[VIR_UUID_STRING_BUFLEN];
+	char *name;
+	LvState state;
+	char *xml;  /* as it is defined; NULL: not asked */
+	bool known; /* false: there is no such domain */
+} LvFound;
+
+/* In the pool: what there is, with states but without XML. Of LvFound. */
+GPtrArray *lv_list(virConnectPtr virt, GError **err);
+/* The first list of a connection has come (taken). */
+void lv_discovered(LvHost *lh, GPtrArray *found);
+/* An event says that it is so. */
+void lv_heard(LvHost *lh, const char *key, const char *name, LvState state);
+/* Something about it has changed, whatever it is. */
+void lv_look(LvHost *lh, const char *key);
+/* Forget what was to be looked at: the host is away. */
+void lv_look_no_more(LvHost *lh);
+
+/* libvirt.c */
+void lv_show(LvVm *lv, LvState s);
+/* The VM's place at its host, once it has one. */
+LvVm *lv_bind(Vm *vm);

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A libvirtd of our own: its sockets, pids, configuration and domains are in directories of ours."""
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from urllib.parse import quote
+
+from lib.util import until
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+PLACES = [Path(p) for p in ("/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt",
+                            "/run/libvirt", "/etc/libvirt")]
+
+DOMAIN = """<domain type='qemu'>
+  <name>{name}</name>{uuid}
+  <memory unit='MiB'>{memory}</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='q35'>hvm</type>{boot}</os>
+  <features><acpi/></features>
+  <cpu mode='maximum'/>
+  <devices>{devices}</devices>
+</domain>
+"""
+BOOT = ("<kernel>{kernel}</kernel><initrd>{initrd}</initrd>"
+        "<cmdline>console=ttyS0 quiet</cmdline>")
+DEVICES = """
+    <serial type='pty'><target port='0'/></serial>
+    <console type='pty'><target type='serial' port='0'/></console>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
+    <interface type='user'><model type='virtio'/></interface>
+    <memballoon model='none'/>
+  """
+
+
+def missing():
+    """What a private libvirtd lacks here, or None."""
+    if os.geteuid():
+        return "a private libvirtd needs root"
+    for path in ("/usr/sbin/libvirtd", "/usr/bin/virsh"):
+        if not Path(path).exists():
+            return f"{path} is not installed"
+    return None
+
+
+class Libvirtd:
+    def __init__(self):
+        self.dir = Path(tempfile.mkdtemp(prefix="vmfs-libvirt-", dir="/tmp"))
+        self.run = self.dir / "run"
+        self.run.mkdir()
+        self.reaper = self.dir / "reaper"
+        subprocess.run(["cc", "-D_GNU_SOURCE", "-o", self.reaper, BENCH / "c/reaper.c"],
+                       check=True)
+        self.made = [path for path in PLACES if not path.is_dir()]
+        for path in self.made:
+            path.mkdir()
+        self.proc = None
+        self.start()
+
+    @property
+    def uri(self):
+        return f"qemu:///system?socket={quote(str(self.run / 'libvirt-sock'))}"
+
+    @property
+    def pid(self):
+        return int((self.dir / "pid").read_text())
+
+    def start(self):
+        with open(self.dir / "out", "ab") as out:
+            self.proc = subprocess.Popen(
+                ["unshare", "--mount", "--propagation", "private", BENCH / "private-libvirtd",
+                 self.dir, self.run, self.reaper],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        until(lambda: self._answers() or self.proc.poll() is not None, "libvirtd answers", 60)
+        assert self.proc.poll() is None, (self.dir / "out").read_text()
+
+    def _answers(self):
+        """Its socket is there before it is ready, so a client that waits is the answer."""
+        return (self.run / "libvirt-sock").exists() and not self.virsh("uri", check=False).returncode
+
+    def virsh(self, *words, check=True, text=None):
+        done = subprocess.run(["virsh", "-q", "-c", self.uri, *map(str, words)], check=False,
+                              capture_output=True, text=True, input=text or "", timeout=60)
+        assert not check or done.returncode == 0, f"virsh {words}: {done.stderr}"
+        return done
+
+    def define(self, name, uuid=None, guest=None, memory=256, devices=""):
+        """A domain; with a guest, one that boots it."""
+        boot = BOOT.format(kernel=guest.kernel, initrd=guest.initrd) if guest else ""
+        path = self.dir / "domain.xml"
+        path.write_text(DOMAIN.format(
+            name=name, memory=memory, boot=boot, uuid=f"<uuid>{uuid}</uuid>" if uuid else "",
+            devices=(DEVICES if guest else "") + devices))
+        self.virsh("define", path)
+
+    def domains(self):
+        return self.virsh("list", "--all", "--name").stdout.split()
+
+    def vmm(self, name):
+        """The process id of a domain's QEMU."""
+        return int((self.run / "qemu" / f"{name}.pid").read_text())
+
+    def clear(self):
+        """Undefine all domains."""
+        for name in self.domains():
+            self.virsh("destroy", name, check=False)
+            self.virsh("undefine", name, "--managed-save", "--snapshots-metadata", check=False)
+
+    def kill(self):
+        """kill -9; what it started goes on, until stop()."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.proc.wait(60)
+
+    def stop(self):
+        if self.proc:
+            self.proc.terminate()
+            self.proc.wait(60)
+        self.proc = None
+
+    def close(self):
+        self.stop()
+        for path in self.made:
+            path.rmdir()
+        shutil.rmtree(self.dir, ignore_errors=True)
