@@ -324,6 +324,22 @@ def test_no_value_is_old_torn_or_lost(fs, watch):
         job.result()
 
 
+def test_nothing_old_follows_the_present(fs):
+    """What happens between open and the first read is told before the values that hold then."""
+    vm = fs.vm("web1", "backend: sim\n")
+    vm.do("start")
+    fd = os.open(fs.mnt / ".vmfs/events", os.O_RDONLY)
+    for n in range(1, 4):
+        vm.sim(f"ip 192.0.2.{n}")
+    text = os.read(fd, 1 << 16)
+    vm.sim("ip 192.0.2.9")
+    while not text.endswith(b" web1 ip 192.0.2.9\n"):
+        text += os.read(fd, 1 << 16)
+    os.close(fd)
+    values = [line.split()[3] for line in text.decode().splitlines() if " web1 ip " in line]
+    assert values == sorted(values)
+
+
 def test_size_is_never_old(fs):
     """The kernel may remember attributes, but is told of each change before anybody else."""
     vm = fs.vm("web1", "backend: sim\n")

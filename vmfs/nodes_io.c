@@ -86,11 +86,18 @@ static void events_open(const NodeRef *r, Reader *reader)
 		events_present(r->vm, reader->first);
 }
 
-/* Of one VM after the other, as the reader gets to it: all at once would be much for thousands. */
-static void events_next(Reader *reader)
+/*
+ * Of one VM after the other, as the reader gets to it: all at once would be much for thousands.
+ * What happened since the open is told before, so that nothing old comes after the values that hold
+ * now.
+ */
+static void events_next(const Stream *s, Reader *reader)
 {
 	Vm *vm = registry_after(reader->after);
+	size_t told = reader->first->len, since = stream_end(s) - reader->pos;
 
+	g_string_set_size(reader->first, told + since);
+	(void)stream_read(s, &reader->pos, reader->first->str + told, since);
 	reader->after = vm ? vm->serial : ALL_TOLD;
 	if (vm)
 		events_present(vm, reader->first);
@@ -101,10 +108,10 @@ static ssize_t events_read(const NodeRef *r, Reader *reader, char *buf, size_t s
 	Stream *s = events_of(r);
 
 	/* Too slow: what was lost is made up for by the values that hold now. */
-	if (!reader->first->len && reader->pos < stream_start(s))
+	if ((!reader->first->len || reader->after != ALL_TOLD) && reader->pos < stream_start(s))
 		events_open(r, reader);
 	while (reader->after != ALL_TOLD && reader->first->len < size)
-		events_next(reader);
+		events_next(s, reader);
 	if (reader->first->len)
 		return (ssize_t)read_first(reader, buf, size);
 	return read_stream(s, r->vm && r->vm->removed, reader, buf, size);
