@@ -2,7 +2,7 @@
 """One suite that every backend passes: the life of a VM as its user sees it."""
 import os
 import re
-from errno import EALREADY, EBUSY, ESRCH
+from errno import EALREADY, EBUSY, EINVAL, ESRCH
 
 import pytest
 
@@ -263,3 +263,18 @@ def test_stats(up):
     until(lambda: f"cpu.time_us {before}\n" not in up.read("stats"), "time goes by")
     up.do("kill")
     assert up.read("stats") == ""
+
+
+def test_keys(up):
+    up.write("keys", "a ret\n")
+    with fails(EINVAL):
+        up.write("keys", "a nosuchkey\n")
+    up.error("EINVAL", "nosuchkey")
+    up.write("keys", "ctrl-alt-delete\n")
+    assert up.read("error") == ""
+
+
+def test_monitor(up):
+    for _ in range(2):
+        done = up.fs.sh("exec 3<>web1/monitor; echo info status >&3; cat <&3")
+        assert done.stdout == "VM status: running\n"

@@ -151,7 +151,7 @@ def test_ends_while_it_is_asked(vm, end):
     vm.do("start")
     vm.sim("hang stats")
     reader = vm.follow("stats")
-    wait_blocked(reader.proc.pid)
+    vm.follow("console").expect("^sim: asked for stats$")
     if end == "kill":
         vm.do("kill")
     else:

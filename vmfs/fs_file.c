@@ -46,6 +46,8 @@ static void handle_free(void *data)
 	poll_end(h);
 	if (h->text)
 		g_string_free(h->text, TRUE);
+	if (h->ref.node->stream && h->ref.node->stream->close)
+		h->ref.node->stream->close(&h->ref, &h->reader);
 	if (h->reader.first)
 		g_string_free(h->reader.first, TRUE);
 	if (h->answer)

@@ -181,7 +181,7 @@ static void write_woken(WaitEntry *e)
 {
 	ParkedWrite *p = WAIT_OWNER(e, ParkedWrite, wait);
 	const NodeRef *r = &p->h->ref;
-	ssize_t n = r->node->stream->write(r, p->data, p->size);
+	ssize_t n = r->node->stream->write(r, &p->h->reader, p->data, p->size);
 
 	if (n == -EAGAIN)
 		return;
@@ -207,7 +207,7 @@ static void write_ended(Parked *parked, int err)
 static void write_stream(fuse_req_t req, Handle *h, const char *buf, size_t size, int flags)
 {
 	const StreamClass *s = h->ref.node->stream;
-	ssize_t n = s->write ? s->write(&h->ref, buf, size) : -EBADF;
+	ssize_t n = s->write ? s->write(&h->ref, &h->reader, buf, size) : -EBADF;
 	ParkedWrite *p;
 
 	if (n != -EAGAIN || flags & O_NONBLOCK) {

@@ -35,17 +35,19 @@ struct Reader {
 	uint32_t after; /* serial of the VM told of last, of a stream of all VMs */
 	GString *first; /* told before what the stream holds; or NULL */
 	bool told;	/* its one answer is in `first`: end of file after that */
+	void *own;	/* what the stream's open() made for this one, and its close() frees */
 };
 
 typedef struct StreamClass {
 	void (*open)(const NodeRef *r, Reader *reader);
+	void (*close)(const NodeRef *r, Reader *reader); /* NULL: there is nothing to free */
 	/* Bytes put into buf, 0 at the end, -EAGAIN when there is nothing yet, or another -errno.
 	 */
 	ssize_t (*read)(const NodeRef *r, Reader *reader, char *buf, size_t size);
 	/* A read would not wait. */
 	bool (*ready)(const NodeRef *r, const Reader *reader);
 	/* Bytes taken, -EAGAIN when there is no room, or another -errno; NULL: not writable. */
-	ssize_t (*write)(const NodeRef *r, const char *data, size_t len);
+	ssize_t (*write)(const NodeRef *r, Reader *reader, const char *data, size_t len);
 	GQueue *(*queue)(const NodeRef *r);	  /* what a reader waits on */
 	GQueue *(*write_queue)(const NodeRef *r); /* what a writer waits on */
 } StreamClass;

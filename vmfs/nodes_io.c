@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "vmfs/event.h"
+#include "vmfs/monitor.h"
 #include "vmfs/node.h"
 #include "vmfs/registry.h"
 
@@ -43,8 +44,9 @@ static bool console_ready(const NodeRef *r, const Reader *reader)
 	return r->vm->removed || reader->pos != stream_end(vm_console(r->vm));
 }
 
-static ssize_t console_write(const NodeRef *r, const char *data, size_t len)
+static ssize_t console_write(const NodeRef *r, Reader *reader, const char *data, size_t len)
 {
+	(void)reader;
 	return r->vm->removed ? -ENOENT : vm_type(r->vm, data, len);
 }
 
@@ -218,6 +220,7 @@ static const Dir wait_dir = { .rows = wait_rows };
 static const Node io_rows[] = {
 	{ 27, "console", STREAM(0660), .stream = &console_stream, .doc = "the serial console" },
 	{ 28, "events", STREAM(0444), .stream = &events_stream, .doc = "what changes" },
+	{ 134, "monitor", STREAM(0600), .stream = &monitor_stream, .doc = "the VMM's own monitor" },
 	{ 29, "wait", S_IFDIR | 0755, .dir = &wait_dir, .doc = "one answer each: timeout 60 cat wait/ip" },
 	{ 0 },
 };

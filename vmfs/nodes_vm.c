@@ -8,6 +8,7 @@
 
 #include "vmfs/err.h"
 #include "vmfs/event.h"
+#include "vmfs/keys.h"
 #include "vmfs/node.h"
 #include "vmfs/scratch.h"
 #include "vmfs/tty.h"
@@ -175,6 +176,20 @@ static bool have_stats(const NodeRef *r)
 	return cls && cls->ask[ASK_STATS];
 }
 
+static bool have_keys(const NodeRef *r)
+{
+	const BackendClass *cls = class_of(r);
+
+	return cls && cls->ask[ASK_KEYS];
+}
+
+static bool have_monitor(const NodeRef *r)
+{
+	const BackendClass *cls = class_of(r);
+
+	return cls && cls->ask[ASK_MONITOR];
+}
+
 static bool have_screen(const NodeRef *r)
 {
 	const BackendClass *cls = class_of(r);
@@ -278,6 +293,10 @@ static const Node vm_rows[] = {
 	  .doc = "the console as a terminal, for screen or picocom, while the VM runs" },
 	{ 130, "screen.png", REG(0440), .ask = ASK_SCREEN, .present = have_screen,
 	  .doc = "a picture of what the display shows when it is opened, while the VM runs" },
+	{ 132, "keys", REG(0220), .store = keys_store, .present = have_keys,
+	  .doc = "write names of keys to press them: 'ctrl-alt-delete', or 'r o o t ret' one after the other" },
+	{ 133, "monitor", LNK, .target = ".io/monitor", .present = have_monitor,
+	  .doc = "stream: the VMM's own monitor, its owner's only: write a line, read the answer and the end of it on the same descriptor" },
 	{ 131, "stats", REG(0444), .ask = ASK_STATS, .present = have_stats,
 	  .doc = "'key value' lines: counters of cpu, memory and block (and net where it is counted), as they are when it is opened; empty when it does not run" },
 	{ 16, "events", LNK, .target = ".io/events",

@@ -12,11 +12,13 @@
 
 #include "backends/qemu/qemu.h"
 #include "vmfs/err.h"
+#include "vmfs/specval.h"
 
 #define MAX_COMMANDS 3
 #define MAX_PICTURE  (64u << 20) /* bytes */
 #define PICTURE	     "screen.png"
 #define NS_OF_US     1000
+#define HOLD_MS	     20	     /* that a key is down: enough for a guest, and quick */
 #define DISK_PREFIX  "disk-" /* of a disk's id in argv.c */
 
 typedef struct Question Question;
@@ -312,6 +314,175 @@ void qemu_ask_stats(BackendVm *bv, Ask *a)
 	n->slots[0] = qmp_execute(qmp, "query-cpus-fast", NULL, cpus_answered, n);
 	n->slots[1] = qmp_execute(qmp, "query-balloon", NULL, balloon_answered, n);
 	n->slots[2] = qmp_execute(qmp, "query-blockstats", NULL, blocks_answered, n);
+}
+
+/* ---- monitor ---- */
+
+static void monitor_answered(void *arg, const json_t *result, const GError *err)
+{
+	Question *n = arg;
+	g_auto(GStrv) parts = NULL;
+	char *text;
+
+	n->slots[0] = NULL;
+	if (err || !json_is_string(result)) {
+		question_end(n, NULL,
+			     err ? g_error_copy(err)
+				 : err_new(EPROTO, "the monitor's answer is not text"));
+		return;
+	}
+	/* It ends its lines as a terminal wants them. */
+	parts = g_strsplit(json_string_value(result), "\r\n", -1);
+	text = g_strjoinv("\n", parts);
+	question_end(n, g_bytes_new_take(text, strlen(text)), NULL);
+}
+
+void qemu_ask_monitor(BackendVm *bv, Ask *a)
+{
+	Question *n = question_new(bv, a);
+	json_t *args;
+
+	if (!n)
+		return;
+	args = json_object();
+	json_object_set_new(args, "command-line", json_string(ask_text(a)));
+	n->slots[0] = qmp_execute(n->q->qmp, "human-monitor-command", args, monitor_answered, n);
+}
+
+/* ---- keys ---- */
+
+/* The names of keys (char *, a NULL after them) that QEMU knows; NULL: not asked yet. */
+static GPtrArray *key_names;
+
+static bool has_key(const json_t *names, const char *wanted)
+{
+	const json_t *name;
+	size_t i;
+
+	json_array_foreach(names, i, name)
+	{
+		if (!g_strcmp0(json_string_value(name), wanted))
+			return true;
+	}
+	return false;
+}
+
+/* The schema hides the names of its types: it is the one that has such members. */
+static void learn_keys(const json_t *schema)
+{
+	const json_t *type, *values, *name;
+	size_t i, j;
+
+	json_array_foreach(schema, i, type)
+	{
+		values = json_object_get(type, "values");
+		if (!has_key(values, "ctrl_r") || !has_key(values, "kp_enter"))
+			continue;
+		key_names = g_ptr_array_new();
+		json_array_foreach(values, j, name)
+		{
+			if (json_is_string(name))
+				g_ptr_array_add(key_names, g_strdup(json_string_value(name)));
+		}
+		g_ptr_array_add(key_names, NULL);
+		return;
+	}
+}
+
+static bool check_keys(char **words, GError **err)
+{
+	const char *const *names = (const char *const *)key_names->pdata;
+
+	for (unsigned i = 0; words[i]; i++) {
+		g_auto(GStrv) together = g_strsplit(words[i], "-", -1);
+
+		for (unsigned j = 0; together[j]; j++) {
+			const char *meant;
+
+			if (g_strv_contains(names, together[j]))
+				continue;
+			meant = specval_suggest(together[j], names);
+			return err_set(err, EINVAL, "there is no key '%.40s'%s%s%s", together[j],
+				       meant ? "; did you mean '" : "", meant ? meant : "",
+				       meant ? "'?" : "");
+		}
+	}
+	return true;
+}
+
+json_t *qemu_keys(const char *word)
+{
+	g_auto(GStrv) names = g_strsplit(word, "-", -1);
+	json_t *args = json_object(), *list = json_array();
+
+	for (unsigned i = 0; names[i]; i++) {
+		json_t *key = json_object();
+
+		json_object_set_new(key, "type", json_string("qcode"));
+		json_object_set_new(key, "data", json_string(names[i]));
+		json_array_append_new(list, key);
+	}
+	json_object_set_new(args, "keys", list);
+	json_object_set_new(args, "hold-time", json_integer(HOLD_MS));
+	return args;
+}
+
+static void keys_answered(void *arg, const json_t *result, const GError *err)
+{
+	Question *n = arg;
+
+	n->slots[0] = NULL;
+	question_end(n, err ? NULL : g_bytes_new_static("", 0), err ? g_error_copy(err) : NULL);
+}
+
+/* QEMU answers at once and presses them by and by: the last answer stands for all. */
+static void send_keys(Question *n)
+{
+	g_auto(GStrv) words = g_strsplit(ask_text(n->ask), " ", -1);
+	GError *err = NULL;
+
+	if (!check_keys(words, &err)) {
+		question_end(n, NULL, err);
+		return;
+	}
+	for (unsigned i = 0; words[i]; i++) {
+		const bool last = !words[i + 1];
+		QmpSlot *slot = qmp_execute(n->q->qmp, "send-key", qemu_keys(words[i]),
+					    last ? keys_answered : NULL, n);
+
+		if (last)
+			n->slots[0] = slot;
+	}
+}
+
+static void schema_answered(void *arg, const json_t *result, const GError *err)
+{
+	Question *n = arg;
+
+	n->slots[0] = NULL;
+	if (!key_names)
+		learn_keys(result);
+	if (key_names)
+		send_keys(n);
+	else
+		question_end(n, NULL,
+			     err ? g_error_copy(err)
+				 : err_new(EPROTO, "QEMU does not tell which keys there are"));
+}
+
+void qemu_ask_keys(BackendVm *bv, Ask *a)
+{
+	Question *n;
+
+	if (bv->spec->machine == MACHINE_MICROVM) {
+		ask_fail(a, err_new(EOPNOTSUPP, "a microvm has no keyboard"));
+		return;
+	}
+	n = question_new(bv, a);
+	if (n && key_names)
+		send_keys(n);
+	else if (n)
+		n->slots[0] = qmp_execute(n->q->qmp, "query-qmp-schema", NULL, schema_answered, n);
 }
 
 /* ---- where the display is ---- */

@@ -104,21 +104,6 @@ static void qemu_reset(BackendVm *bv, Op *op)
 		q->op_slot = qmp_execute(q->qmp, "system_reset", NULL, asked_answered, q);
 }
 
-static json_t *ctrl_alt_del(void)
-{
-	static const char *const keys[] = { "ctrl", "alt", "delete" };
-	json_t *args = json_object(), *list = json_array();
-
-	for (size_t i = 0; i < G_N_ELEMENTS(keys); i++) {
-		json_t *key = json_object();
-		json_object_set_new(key, "type", json_string("qcode"));
-		json_object_set_new(key, "data", json_string(keys[i]));
-		json_array_append_new(list, key);
-	}
-	json_object_set_new(args, "keys", list);
-	return args;
-}
-
 /* Ask by what the machine has: the power button, or three keys. */
 static void ask_by_hardware(QemuVm *q)
 {
@@ -132,7 +117,8 @@ static void ask_by_hardware(QemuVm *q)
 	else if (stop)
 		q->op_slot = qmp_execute(q->qmp, "system_powerdown", NULL, asked_answered, q);
 	else
-		q->op_slot = qmp_execute(q->qmp, "send-key", ctrl_alt_del(), asked_answered, q);
+		q->op_slot = qmp_execute(q->qmp, "send-key", qemu_keys("ctrl-alt-delete"),
+					 asked_answered, q);
 }
 
 static void guest_asked(void *arg, const json_t *result, const GError *err)
@@ -295,6 +281,8 @@ const BackendClass qemu_class = {
 	.ask = {
 		[ASK_SCREEN] = qemu_ask_screen,
 		[ASK_STATS] = qemu_ask_stats,
+		[ASK_KEYS] = qemu_ask_keys,
+		[ASK_MONITOR] = qemu_ask_monitor,
 	},
 	.want_ip = want_ip,
 };

@@ -170,6 +170,10 @@ void qemu_find_process(QemuVm *q);
 /* ask.c: files that are asked for */
 void qemu_ask_screen(BackendVm *bv, Ask *a);
 void qemu_ask_stats(BackendVm *bv, Ask *a);
+void qemu_ask_monitor(BackendVm *bv, Ask *a);
+void qemu_ask_keys(BackendVm *bv, Ask *a);
+/* The arguments of send-key for keys that are pressed together: "ctrl-alt-delete". */
+json_t *qemu_keys(const char *word);
 /* The monitor is gone: nobody will answer these. */
 void qemu_fail_questions(QemuVm *q);
 /* Find out and report where the display can be watched. */

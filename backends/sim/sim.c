@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -162,12 +163,61 @@ static GBytes *counters(SimVm *s)
 	return g_string_free_to_bytes(out);
 }
 
+/* A keyboard of letters, digits and a few names. */
+static bool is_key(const char *name)
+{
+	static const char *const names[] = { "alt", "ctrl",  "delete", "esc", "f1",
+					     "ret", "shift", "spc",    "tab", NULL };
+
+	return (name[0] && !name[1] && g_ascii_isalnum(name[0])) || g_strv_contains(names, name);
+}
+
+static void press(SimVm *s, Ask *a)
+{
+	g_auto(GStrv) names = g_strsplit_set(ask_text(a), " -", -1);
+	g_autofree char *line = g_strdup_printf("sim: keys %s\n", ask_text(a));
+
+	for (unsigned i = 0; names[i]; i++)
+		if (!is_key(names[i])) {
+			ask_fail(a, err_new(EINVAL, "there is no key '%s'", names[i]));
+			return;
+		}
+	print(s, line, strlen(line));
+	ask_answer(a, g_bytes_new_static("", 0));
+}
+
+/* Knows two commands, and is silent on others. */
+static GBytes *monitor_says(const SimVm *s, const char *line)
+{
+	GString *out = g_string_new(NULL);
+	unsigned n = 0;
+
+	if (!strcmp(line, "info status"))
+		g_string_append_printf(out, "VM status: %s\n", vm_state_name(s->truth));
+	else if (sscanf(line, "count %u", &n) == 1)
+		for (unsigned i = 1; i <= MIN(n, 100000); i++)
+			g_string_append_printf(out, "%u\n", i);
+	return g_string_free_to_bytes(out);
+}
+
 static void answer(SimVm *s, Ask *a, AskKind kind)
 {
-	if (kind == ASK_STATS)
+	switch (kind) {
+	case ASK_STATS:
 		ask_answer(a, counters(s));
-	else
+		break;
+	case ASK_KEYS:
+		press(s, a);
+		break;
+	case ASK_MONITOR:
+		ask_answer(a, monitor_says(s, ask_text(a)));
+		break;
+	case ASK_SCREEN:
+	case ASK_NONE:
+	case ASK_MAX:
 		ask_answer(a, g_bytes_new_static(picture, sizeof picture));
+		break;
+	}
 }
 
 static void ask_end(SimAsk *w)
@@ -213,6 +263,11 @@ static void run_ask(SimVm *s, Ask *a, AskKind kind)
 		answer(s, a, kind);
 		return;
 	}
+	if (f.kind == FAULT_HANG) {
+		g_autofree char *line = g_strdup_printf("sim: asked for %s\n", ask_name(kind));
+
+		print(s, line, strlen(line));
+	}
 	w = g_new0(SimAsk, 1);
 	*w = (SimAsk){ .s = s, .ask = a, .kind = kind };
 	g_queue_push_tail(&s->asks, w);
@@ -228,6 +283,16 @@ static void ask_screen(BackendVm *bv, Ask *a)
 static void ask_stats(BackendVm *bv, Ask *a)
 {
 	run_ask(sim_from(bv), a, ASK_STATS);
+}
+
+static void ask_keys(BackendVm *bv, Ask *a)
+{
+	run_ask(sim_from(bv), a, ASK_KEYS);
+}
+
+static void ask_monitor(BackendVm *bv, Ask *a)
+{
+	run_ask(sim_from(bv), a, ASK_MONITOR);
 }
 
 /* ---- operations ---- */
@@ -529,6 +594,6 @@ const BackendClass sim_class = {
 	},
 	.can_apply = can_apply,
 	.console_write = console_write,
-	.ask = { [ASK_SCREEN] = ask_screen, [ASK_STATS] = ask_stats },
+	.ask = { [ASK_SCREEN] = ask_screen, [ASK_STATS] = ask_stats, [ASK_KEYS] = ask_keys, [ASK_MONITOR] = ask_monitor },
 	.control = control,
 };
