@@ -20,6 +20,7 @@ typedef struct Loader {
 	const YamlLimits *max;
 	const char *text;
 	size_t len, taken;
+	size_t index, at; /* of the place that was asked for last: in characters, in bytes */
 	bool prefix;
 	bool hit_end; /* libyaml has looked past the text */
 	bool had_document;
@@ -192,6 +193,18 @@ static void take_parser_error(Loader *l, const yaml_parser_t *parser)
 		s->str);
 }
 
+/* libyaml counts characters, and leaves a byte order mark out. */
+static size_t byte_of(Loader *l, const yaml_mark_t *mark)
+{
+	if (!l->at && g_str_has_prefix(l->text, "\xef\xbb\xbf"))
+		l->at = 3;
+	for (; l->index < mark->index && l->at < l->len; l->index++)
+		l->at = (size_t)(g_utf8_next_char(l->text + l->at) - l->text);
+	for (; l->index > mark->index; l->index--)
+		l->at = (size_t)(g_utf8_prev_char(l->text + l->at) - l->text);
+	return l->at;
+}
+
 /* Hang the node into the collection that is being read. It is the tree's either way. */
 static bool add_node(Loader *l, YamlNode *node, const yaml_mark_t *at)
 {
@@ -218,13 +231,14 @@ static bool add_node(Loader *l, YamlNode *node, const yaml_mark_t *at)
 	return true;
 }
 
-static YamlNode *node_new(YamlKind kind, const yaml_mark_t *at)
+static YamlNode *node_new(Loader *l, YamlKind kind, const yaml_mark_t *at)
 {
 	YamlNode *node = g_new0(YamlNode, 1);
 
 	node->kind = kind;
 	node->line = (unsigned)at->line + 1;
 	node->column = (unsigned)at->column + 1;
+	node->start = byte_of(l, at);
 	if (kind != YAML_IS_SCALAR)
 		node->items = g_ptr_array_new_with_free_func(node_free);
 	return node;
@@ -239,7 +253,8 @@ static bool add_scalar(Loader *l, const yaml_event_t *event)
 	/* "\0" in double quotes */
 	if (strlen(text) != event->data.scalar.length)
 		return refuse(l, &event->start_mark, "a NUL character");
-	node = node_new(YAML_IS_SCALAR, &event->start_mark);
+	node = node_new(l, YAML_IS_SCALAR, &event->start_mark);
+	node->end = byte_of(l, &event->end_mark);
 	node->text = g_strdup(text);
 	node->plain = style == YAML_PLAIN_SCALAR_STYLE;
 	/*
@@ -264,7 +279,7 @@ static bool open_collection(Loader *l, YamlKind kind, bool flow, const yaml_mark
 
 		return refuse(l, at, why);
 	}
-	node = node_new(kind, at);
+	node = node_new(l, kind, at);
 	node->open = true;
 	node->flow = flow;
 	if (!add_node(l, node, at))
@@ -273,10 +288,12 @@ static bool open_collection(Loader *l, YamlKind kind, bool flow, const yaml_mark
 	return true;
 }
 
-static void close_collection(Loader *l)
+static void close_collection(Loader *l, const yaml_mark_t *end)
 {
 	YamlNode *node = l->stack[--l->depth];
 
+	if (node->flow)
+		node->end = byte_of(l, end);
 	l->last = NULL;
 	/* A bracket ends a flow collection and all in it; a block may go on after the cut. */
 	node->open = l->prefix && l->hit_end && !node->flow;
@@ -331,7 +348,7 @@ static bool take_event(Loader *l, const yaml_event_t *event)
 				       at);
 	case YAML_SEQUENCE_END_EVENT:
 	case YAML_MAPPING_END_EVENT:
-		close_collection(l);
+		close_collection(l, &event->end_mark);
 		return true;
 	}
 	return true;

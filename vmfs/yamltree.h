@@ -16,6 +16,7 @@ typedef enum YamlKind { YAML_IS_SCALAR, YAML_IS_SEQUENCE, YAML_IS_MAPPING } Yaml
 typedef struct YamlNode {
 	YamlKind kind;
 	unsigned line, column; /* from 1 */
+	size_t start, end;     /* bytes of the text; of a block collection only start is known */
 	/* Text that is still to come may add to it: judge what is there, not what is missing. */
 	bool open;
 	bool plain;	  /* scalar: neither quoted nor a block */
