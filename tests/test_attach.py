@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changing what runs: by spec.yaml, and by the directories disks/, nics/ and shares/."""
+import os
+import stat
+from errno import (EBUSY, EEXIST, EILSEQ, EINVAL, EIO, EISDIR, ENOENT, ENOTDIR, ETIMEDOUT,
+                   errorcode)
+
 import pytest
 
-from lib.util import until
+from lib.util import exists, fails, until
 
 
 @pytest.fixture
@@ -84,3 +89,239 @@ def test_kill_while_applied(up, disk):
     up.write("spec.yaml", f"backend: sim\ndisks: {{a: {{file: {disk()}}}}}\n")
     up.do("kill")
     assert up.state == "stopped" and up.read("pending") == ""
+
+
+# ---- the directories ----
+
+def links(vm, kind="disks"):
+    return {n: os.readlink(vm / kind / n) for n in os.listdir(vm / kind)}
+
+
+def test_listing(vm, disk, scratch):
+    a, b = disk("a.raw"), disk("b.qcow2")
+    vm.write("spec.yaml", f"backend: sim\ndisks:\n  b: {{file: {b}}}\n  a: {{file: {a}}}\n"
+                          f"shares: {{src: {{path: {scratch}, readonly: true}}}}\n")
+    assert links(vm) == {"a": str(a), "b": str(b)}
+    assert links(vm, "nics") == {"eth0": "user"}
+    assert links(vm, "shares") == {"src": str(scratch)}
+    for path in (vm / "disks/a", vm / "nics/eth0", vm / "shares/src"):
+        st = os.lstat(path)
+        assert stat.S_ISLNK(st.st_mode) and st.st_size == len(os.readlink(path))
+    assert (vm / "disks/a").samefile(a)
+    with fails(ENOENT):
+        os.readlink(vm / "disks/c")
+    vm.write("spec.yaml", "backend: sim\nnics: {}\n")
+    assert links(vm) == links(vm, "nics") == links(vm, "shares") == {}
+    with fails(ENOENT):
+        os.readlink(vm / "disks/a")
+
+
+def test_overlay_is_listed(vm, disk):
+    vm.write("spec.yaml", f"backend: sim\ndisks: {{root: {{image: {disk()}}}}}\n")
+    assert links(vm)["root"].endswith("/data/root.qcow2")
+
+
+def test_inodes_outlive_the_daemon(vm, disk):
+    names = [f"d{i}" for i in range(20)]
+    text = "backend: sim\ndisks:\n" + "".join(f"  {n}: {{file: {disk(n)}}}\n" for n in names)
+    vm.write("spec.yaml", text)
+    before = {n: os.lstat(vm / "disks" / n).st_ino for n in names}
+    assert len(set(before.values())) == len(names)
+    vm.fs.kill9()
+    vm.fs.restart()
+    vm.write("spec.yaml", text.replace(f"  d0: {{file: {disk('d0')}}}\n", ""))
+    assert sorted(os.listdir(vm / "disks")) == sorted(names[1:])
+    assert {n: os.lstat(vm / "disks" / n).st_ino for n in names[1:]} == {
+        n: before[n] for n in names[1:]}
+
+
+def test_ln_and_rm_keep_the_text(vm, disk):
+    data = disk()
+    text = "# mine\nbackend: sim   # for tests\n\ndisks:\n  # none of these\n\nnics: {}\n"
+    text = text.replace("disks:\n  # none of these\n", "disks: {}  # none yet\n")
+    vm.write("spec.yaml", text)
+    vm.fs.sh(f"ln -s {data} web1/disks/data")
+    assert vm.spec == text.replace("{}  # none", f"{{data: {{file: {data}}}}}  # none")
+    vm.fs.sh("rm web1/disks/data")
+    assert vm.spec == text
+    assert vm.read("error") == "" and vm.read("pending") == ""
+
+
+def test_ln_makes_the_section(vm, disk, scratch):
+    data = disk()
+    vm.fs.sh(f"ln -s {data} web1/disks/data; ln -s {scratch} web1/shares/src; "
+             f"ln -s user web1/nics/eth1")
+    assert vm.spec == (f"backend: sim\ndisks:\n  data: {{file: {data}}}\n"
+                       f"shares:\n  src: {{path: {scratch}}}\n"
+                       "nics:\n  eth0: {}\n  eth1: {network: user}\n")
+    vm.fs.sh("rm web1/disks/data web1/shares/src web1/nics/eth0 web1/nics/eth1")
+    assert vm.spec == "backend: sim\ndisks: {}\nshares: {}\nnics: {}\n"
+
+
+def test_rm_of_the_preset_nic(vm):
+    vm.fs.sh("rm web1/nics/eth0")
+    assert vm.spec == "backend: sim\nnics: {}\n"
+    assert links(vm, "nics") == {}
+
+
+def test_targets(vm, disk, scratch):
+    """Relative ones are as the kernel would follow them; the mount itself is no place for disks."""
+    data = disk("with space: #1.raw")
+    os.symlink(os.path.relpath(data, vm / "disks"), vm / "disks/data")
+    assert links(vm) == {"data": str(data)}
+    with fails(EINVAL):
+        os.symlink(vm / "console.log", vm / "disks/log")
+    vm.error("EINVAL", "inside")
+    with fails(EINVAL):
+        os.symlink("nowhere/net", vm / "nics/eth1")
+    vm.error("EINVAL", "network")
+    with fails(EILSEQ):
+        os.symlink(os.fsencode(scratch) + b"/\xff", os.fsencode(vm / "disks") + b"/x")
+    assert list(links(vm)) == ["data"] and list(links(vm, "nics")) == ["eth0"]
+
+
+def test_mistakes(vm, disk, scratch):
+    data = disk()
+    os.symlink(data, vm / "disks/data")
+    before = vm.spec
+    for target, name, errno in ((scratch / "none", "x", ENOENT), (scratch, "x", EISDIR),
+                                (data, "data", EEXIST), (data, "again", EBUSY),
+                                (data, "bad name", EINVAL), (data, "x" * 40, EINVAL),
+                                ("/dev/null", "x", EINVAL)):
+        with fails(errno):
+            os.symlink(target, vm / "disks" / name)
+        if errno != EEXIST:
+            verb, _, _ = vm.error(errorcode[errno])
+            assert verb == (f"disks/{name}" if name in ("x", "again") else "disks")
+    with fails(ENOTDIR):
+        os.symlink(data, vm / "shares/x")
+    for call in (lambda: os.unlink(vm / "disks/none"), lambda: os.rmdir(vm / "disks/data"),
+                 lambda: os.mkdir(vm / "disks/x"), lambda: os.link(data, vm / "disks/x"),
+                 lambda: os.rename(vm / "disks/data", vm / "disks/other"),
+                 lambda: os.rmdir(vm / "disks")):
+        with pytest.raises(OSError):
+            call()
+    assert vm.spec == before and list(links(vm)) == ["data"]
+    assert not exists(vm / "spec.yaml.rej")
+
+
+def test_refused_document_is_left_alone(vm, disk):
+    with fails(EINVAL):
+        vm.write("spec.yaml", "cpus: many\n")
+    os.symlink(disk(), vm / "disks/data")
+    assert vm.read("spec.yaml.rej") == "cpus: many\n"
+
+
+def test_unspliceable_document(vm, disk):
+    vm.write("spec.yaml", "backend: sim\n? disks\n: a: {file: %s}\n" % disk("a"))
+    with fails(EINVAL):
+        os.unlink(vm / "disks/a")
+    vm.error("EINVAL", "edit it")
+    assert list(links(vm)) == ["a"]
+
+
+def test_many(vm, disk):
+    """As many as a document may have, and not one more."""
+    for i in range(64):
+        os.symlink(disk(f"d{i}"), vm / f"disks/d{i}")
+    with fails(EINVAL):
+        os.symlink(disk("more"), vm / "disks/more")
+    assert len(links(vm)) == 64
+    vm.fs.sh("rm web1/disks/*")
+    assert links(vm) == {}
+
+
+def test_all_at_once(vm, disk):
+    """Changes of one document by many hands: none is lost."""
+    vm.fs.sh("; ".join(f"ln -s {disk(f'd{i}')} web1/disks/d{i} & ln -s user web1/nics/n{i} &"
+                       .removesuffix(";") for i in range(20)).replace("&;", "&") + " wait")
+    assert sorted(links(vm)) == sorted(f"d{i}" for i in range(20))
+    assert sorted(links(vm, "nics")) == sorted(["eth0", *(f"n{i}" for i in range(20))])
+
+
+# ---- live, on sim ----
+
+def test_hot_ln_and_rm(up, disk):
+    os.symlink(disk(), up / "disks/data")
+    assert up.read("pending") == "" and list(links(up)) == ["data"]
+    os.unlink(up / "disks/data")
+    assert up.read("pending") == "" and links(up) == {}
+    assert up.read("error") == ""
+
+
+def test_hot_ln_fails(up, disk):
+    before = up.spec
+    up.sim("fail apply EIO")
+    with fails(EIO):
+        os.symlink(disk(), up / "disks/data")
+    assert up.error("EIO")[0] == "disks/data"
+    assert up.spec == before and links(up) == {} and up.read("pending") == ""
+    assert not exists(up / "spec.yaml.rej")
+
+
+def test_guest_keeps_it(up, disk):
+    os.symlink(disk(), up / "disks/data")
+    before = up.spec
+    up.sim("refuse eject")
+    with fails(ETIMEDOUT):
+        os.unlink(up / "disks/data")
+    assert up.error("ETIMEDOUT")[0] == "disks/data"
+    assert up.spec == before and list(links(up)) == ["data"] and up.read("pending") == ""
+    up.write("spec.yaml", "backend: sim\n")
+    assert links(up) == {} and up.read("pending") == "disks.data\n"
+    up.sim("allow eject")
+    up.write("spec.yaml", "backend: sim\n")
+    assert up.read("pending") == ""
+
+
+@pytest.mark.parametrize("end", ["poweroff", "die", "panic"])
+def test_end_in_the_middle(up, disk, end):
+    up.sim("hang apply")
+    ln = up.fs.spawn("ln", "-s", disk(), up / "disks/data")
+    until(lambda: up.status.get("operation") == "apply", "it is being attached")
+    up.sim(end)
+    assert ln.finish() != 0
+    until(lambda: "operation" not in up.status, "it is over")
+    assert links(up) == {} and up.read("pending") == ""
+    up.error("EIO")
+
+
+def test_kill_in_the_middle(up, disk):
+    up.sim("hang apply")
+    ln = up.fs.spawn("ln", "-s", disk(), up / "disks/data")
+    until(lambda: up.status.get("operation") == "apply", "it is being attached")
+    up.do("kill")
+    assert ln.finish() != 0
+    assert links(up) == {} and up.state == "stopped"
+
+
+def test_daemon_dies_in_the_middle(up, disk):
+    up.sim("hang apply")
+    ln = up.fs.spawn("ln", "-s", disk(), up / "disks/data")
+    until(lambda: up.status.get("operation") == "apply", "it is being attached")
+    up.fs.kill9()
+    assert ln.finish() != 0
+    up.fs.restart()
+    until(lambda: up.state == "running", "it is found again")
+    assert links(up) == {} and up.read("pending") == ""
+
+
+def test_ctrl_c(up, disk):
+    """The waiting ends, the work does not."""
+    up.sim("slow apply 1000")
+    ln = up.fs.spawn("ln", "-s", disk(), up / "disks/data")
+    until(lambda: up.status.get("operation") == "apply", "it is being attached")
+    ln.interrupt()
+    until(lambda: list(links(up)) == ["data"], "it is attached after all")
+
+
+def test_document_in_the_middle(up, disk):
+    """A document that comes into force while a disk is attached live: both hold."""
+    up.sim("slow apply 1000")
+    data = disk()
+    ln = up.fs.spawn("ln", "-s", data, up / "disks/data")
+    until(lambda: up.status.get("operation") == "apply", "it is being attached")
+    up.write("spec.yaml", "# new\nbackend: sim\n")
+    assert ln.finish() == 0
+    assert up.spec == f"# new\nbackend: sim\ndisks:\n  data: {{file: {data}}}\n"
+    until(lambda: up.read("pending") == "", "both agree")

@@ -25,8 +25,20 @@
 
 static char *mountpoint;
 
+/* By document_change(): one entry of what is the document when it is looked at. */
+typedef struct Change {
+	char *name, *value;
+	YamlEdit edit; /* borrows them */
+	char *key;     /* "disks.data" */
+	Spec *base;    /* what the text was made from */
+	bool applied;  /* what runs is so already */
+} Change;
+
 typedef struct Commit {
 	Vm *vm;
+	char *place; /* for `error` */
+	Caller who;
+	Change *change; /* NULL: the whole document */
 	GBytes *text;
 	Spec *spec;
 	bool prefix;
@@ -87,13 +99,15 @@ static bool check_path(const PathJob *j, const SpecPath *p, GError **err)
 		e = EINVAL;
 	else if (fstat(fd, &st))
 		e = errno;
-	else if (S_ISDIR(st.st_mode))
-		e = EISDIR;
-	else if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+	else if (S_ISDIR(st.st_mode) != p->dir)
+		e = p->dir ? ENOTDIR : EISDIR;
+	else if (!p->dir && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
 		e = EINVAL;
 	else
-		e = faccessat(AT_FDCWD, link, p->write ? R_OK | W_OK : R_OK, AT_EACCESS) ? errno
-											 : 0;
+		e = faccessat(AT_FDCWD, link, R_OK | (p->dir ? X_OK : 0) | (p->write ? W_OK : 0),
+			      AT_EACCESS)
+			    ? errno
+			    : 0;
 	close(fd);
 	if (!e)
 		return true;
@@ -120,11 +134,25 @@ static void check_paths(void *job)
 
 /* ---- on the loop ---- */
 
+static void change_free(Change *ch)
+{
+	if (!ch)
+		return;
+	g_free(ch->name);
+	g_free(ch->value);
+	g_free(ch->key);
+	spec_unref(ch->base);
+	g_free(ch);
+}
+
 static void commit_free(Commit *c)
 {
 	timer_stop(&c->timer);
 	vm_unref(c->vm);
-	g_bytes_unref(c->text);
+	change_free(c->change);
+	g_free(c->place);
+	g_free(c->who.groups);
+	g_clear_pointer(&c->text, g_bytes_unref);
 	spec_unref(c->spec);
 	g_clear_error(&c->error);
 	g_free(c);
@@ -146,8 +174,12 @@ static void refuse(Commit *c, GError *take)
 		take->code = c->invalid;
 	c->error = take;
 	if (!c->vm->removed) {
-		vm_set_rejected(c->vm, c->text);
-		vm_set_error(c->vm, "spec.yaml", take);
+		if (!c->change)
+			vm_set_rejected(c->vm, c->text);
+		vm_set_error(c->vm, c->place, take);
+		/* What runs goes back to what the document says. */
+		if (c->change && c->change->applied)
+			vm_apply(c->vm);
 	}
 	store_barrier(answer, c);
 }
@@ -191,18 +223,22 @@ static void stored(void *arg, int err)
 {
 	Commit *c = arg;
 
+	c->vm->spec_writes--;
 	if (err) {
 		refuse(c, err_new(err, "cannot store spec.yaml: %s", g_strerror(err)));
 		return;
 	}
 	if (!c->vm->removed) {
 		vm_set_spec(c->vm, c->spec);
-		vm_set_rejected(c->vm, NULL);
-		vm_set_error(c->vm, "spec.yaml", NULL);
+		if (!c->change)
+			vm_set_rejected(c->vm, NULL);
+		vm_set_error(c->vm, c->place, NULL);
 		vm_apply(c->vm);
 	}
 	settle(c);
 }
+
+static bool change_is_ready(Commit *c);
 
 static void paths_good(Commit *c)
 {
@@ -212,6 +248,9 @@ static void paths_good(Commit *c)
 		answer(c, 0);
 		return;
 	}
+	if (c->change && !change_is_ready(c))
+		return;
+	c->vm->spec_writes++;
 	path = g_strdup_printf("vms/%u/spec.yaml", c->vm->serial);
 	/* First: a successor must not take the new one for what runs. */
 	vm_save_started(c->vm);
@@ -268,12 +307,25 @@ static bool resolve_images(GPtrArray *paths, GError **err)
 	return true;
 }
 
-static void look_up_paths(Commit *c, const Caller *who)
+/* Only what the writer brings in is looked at with the writer's rights. */
+static void keep_changed(GPtrArray *paths, const char *key)
+{
+	g_autofree char *prefix = g_strconcat(key, ".", NULL);
+
+	for (unsigned i = paths->len; i-- > 0;)
+		if (!g_str_has_prefix(((const SpecPath *)paths->pdata[i])->key, prefix))
+			g_ptr_array_remove_index(paths, i);
+}
+
+static void look_up_paths(Commit *c)
 {
 	g_autoptr(GPtrArray) paths = spec_paths(c->spec);
+	const Caller *who = &c->who;
 	GError *e = NULL;
 	PathJob *j;
 
+	if (c->change)
+		keep_changed(paths, c->change->key);
 	if (!resolve_images(paths, &e) || !images_check_writers(c->vm, c->spec, &e)) {
 		refuse(c, e);
 		return;
@@ -304,52 +356,60 @@ static void look_up_paths(Commit *c, const Caller *who)
 	loop_work(check_paths, paths_checked, j);
 }
 
-static Commit *commit_new(Vm *vm, GBytes *text, int invalid, DocumentDone fn, void *arg)
+static Commit *commit_new(Vm *vm, GBytes *text, const Caller *who, int invalid, DocumentDone fn,
+			  void *arg)
 {
 	Commit *c = g_new0(Commit, 1);
 
 	c->vm = vm_ref(vm);
-	c->text = g_bytes_ref(text);
+	c->place = g_strdup("spec.yaml");
+	c->text = text ? g_bytes_ref(text) : NULL;
+	c->who = *who;
+	c->who.groups = g_memdup2(who->groups, (gsize)who->n_groups * sizeof *who->groups);
 	c->invalid = invalid;
 	c->fn = fn;
 	c->arg = arg;
 	return c;
 }
 
+/* Parse the text, and ask the backend. */
+static bool judge(Commit *c, GError **err)
+{
+	const Vm *vm = c->vm;
+	gsize len;
+	const char *data = g_bytes_get_data(c->text, &len);
+	Backend *be;
+
+	c->spec = spec_parse(data ? data : "", len, err);
+	if (!c->spec)
+		return false;
+	if (c->spec->backend && vm_is_live(vm) && vm->bv &&
+	    strcmp(c->spec->backend, vm->bv->be->cls->name))
+		return err_set(err, EBUSY, "backend: it runs on '%s'; stop it before changing that",
+			       vm->bv->be->cls->name);
+	/* A document may name what is missing here as long as nothing is started. */
+	be = c->spec->backend ? backend_find(c->spec->backend) : NULL;
+	if (c->spec->backend && !be)
+		return err_set(err, EINVAL, "backend: there is no backend '%s'; see .vmfs/backends",
+			       c->spec->backend);
+	return !be || !be->usable || be->cls->check(be, c->spec, err);
+}
+
 void document_commit(Vm *vm, GBytes *text, const Caller *who, int invalid, DocumentDone fn,
 		     void *arg)
 {
-	Commit *c = commit_new(vm, text, invalid, fn, arg);
+	Commit *c = commit_new(vm, text, who, invalid, fn, arg);
 	GError *e = NULL;
-	gsize len;
-	const char *data = g_bytes_get_data(text, &len);
-	Backend *be;
 
-	c->spec = spec_parse(data ? data : "", len, &e);
-	if (c->spec && c->spec->backend && vm_is_live(vm) && vm->bv &&
-	    strcmp(c->spec->backend, vm->bv->be->cls->name)) {
-		(void)err_set(&e, EBUSY, "backend: it runs on '%s'; stop it before changing that",
-			      vm->bv->be->cls->name);
-	} else if (c->spec) {
-		/* A document may name what is missing here as long as nothing is started. */
-		be = c->spec->backend ? backend_find(c->spec->backend) : NULL;
-		if (c->spec->backend && !be)
-			(void)err_set(&e, EINVAL,
-				      "backend: there is no backend '%s'; see "
-				      ".vmfs/backends",
-				      c->spec->backend);
-		else if (be && be->usable)
-			(void)be->cls->check(be, c->spec, &e);
-	}
-	if (e)
-		refuse(c, e);
+	if (judge(c, &e))
+		look_up_paths(c);
 	else
-		look_up_paths(c, who);
+		refuse(c, e);
 }
 
 void document_check_prefix(Vm *vm, GBytes *text, const Caller *who, DocumentDone fn, void *arg)
 {
-	Commit *c = commit_new(vm, text, EINVAL, fn, arg);
+	Commit *c = commit_new(vm, text, who, EINVAL, fn, arg);
 	GError *e = NULL;
 	gsize len;
 	const char *data = g_bytes_get_data(text, &len);
@@ -363,7 +423,121 @@ void document_check_prefix(Vm *vm, GBytes *text, const Caller *who, DocumentDone
 	if (len && data[len - 1] == '\n')
 		c->spec = spec_parse(data, len, NULL);
 	if (c->spec)
-		look_up_paths(c, who);
+		look_up_paths(c);
 	else
 		paths_good(c);
+}
+
+/* ---- one entry ---- */
+
+static bool make_text(Commit *c, GError **err)
+{
+	const Change *ch = c->change;
+	gsize len;
+	const char *text = g_bytes_get_data(ch->base->text, &len);
+	GString *out;
+
+	if (!ch->value != !!spec_named(ch->base, ch->key))
+		return ch->value ? err_set(err, EEXIST, "there is one of that name already")
+				 : err_set(err, ENOENT, "it is not attached any more");
+	out = yaml_splice(text ? text : "", len, &ch->edit, err);
+	if (out)
+		c->text = g_string_free_to_bytes(out);
+	return out != NULL;
+}
+
+/* The new text means the old one with that one change. */
+static bool is_expected(const Commit *c, GError **err)
+{
+	const Change *ch = c->change;
+	g_autoptr(GPtrArray) keys = spec_diff(c->spec, ch->base);
+
+	if (keys->len == 1 && !strcmp(keys->pdata[0], ch->key))
+		return true;
+	return err_set(err, EINVAL,
+		       "spec.yaml is written in a way in which %s cannot be changed; "
+		       "edit it",
+		       ch->key);
+}
+
+static void begin_change(void *arg, int err)
+{
+	Commit *c = arg;
+	GError *e = NULL;
+
+	(void)err;
+	g_clear_pointer(&c->text, g_bytes_unref);
+	g_clear_pointer(&c->spec, spec_unref);
+	spec_unref(c->change->base);
+	c->change->base = spec_ref(c->vm->spec);
+	if (make_text(c, &e) && judge(c, &e) && is_expected(c, &e))
+		look_up_paths(c);
+	else
+		refuse(c, e);
+}
+
+static void change_applied(Op *op, void *arg)
+{
+	Commit *c = arg;
+
+	if (op_error(op)) {
+		refuse(c, g_error_copy(op_error(op)));
+		return;
+	}
+	c->change->applied = true;
+	paths_good(c);
+}
+
+static void look_at_op_again(Op *op, void *arg)
+{
+	(void)op;
+	paths_good(arg);
+}
+
+/* What runs comes first: if it cannot be changed, nothing is. False: later, or never. */
+static bool change_is_ready(Commit *c)
+{
+	Vm *vm = c->vm;
+	const char *key = c->change->key;
+	g_autoptr(GPtrArray) keys = NULL;
+	GError *e = NULL;
+	Op *op;
+
+	if (vm->spec != c->change->base || vm->spec_writes) {
+		/* Another document has come into force, or is about to. */
+		store_barrier(begin_change, c);
+		return false;
+	}
+	if (vm->op && op_kind(vm->op) == OP_APPLY) {
+		(void)op_wait(vm->op, false, look_at_op_again, c);
+		return false;
+	}
+	keys = vm->bv ? spec_diff(c->spec, vm->bv->spec) : g_ptr_array_new();
+	if (!g_ptr_array_find_with_equal_func(keys, key, g_str_equal, NULL) ||
+	    !vm_can_apply(vm, c->spec, key))
+		return true;
+	if (!vm_order_change(vm, c->spec, key, &op, &e))
+		refuse(c, e);
+	else if (op_done(op))
+		change_applied(op, c);
+	else
+		(void)op_wait(op, false, change_applied, c);
+	return false;
+}
+
+void document_change(Vm *vm, const YamlEdit *edit, const Caller *who, DocumentDone fn, void *arg)
+{
+	Commit *c = commit_new(vm, NULL, who, EINVAL, fn, arg);
+	Change *ch = g_new0(Change, 1);
+
+	c->change = ch;
+	g_free(c->place);
+	c->place = g_strdup_printf("%s/%s", edit->section, edit->name);
+	ch->name = g_strdup(edit->name);
+	ch->value = g_strdup(edit->value);
+	ch->key = g_strdup_printf("%s.%s", edit->section, edit->name);
+	ch->edit = *edit;
+	ch->edit.name = ch->name;
+	ch->edit.value = ch->value;
+	store_barrier(begin_change, c);
 }

@@ -8,6 +8,7 @@
 #include <glib.h>
 
 #include "vmfs/vm.h"
+#include "vmfs/yamlsplice.h"
 
 /* fn is called once, maybe before the call returns; e (borrowed) is NULL when it is done. */
 typedef void (*DocumentDone)(void *arg, const GError *e);
@@ -24,6 +25,12 @@ void document_commit(Vm *vm, GBytes *text, const Caller *who, int invalid, Docum
  * What fails is kept in spec.yaml.rej.
  */
 void document_check_prefix(Vm *vm, GBytes *text, const Caller *who, DocumentDone fn, void *arg);
+
+/*
+ * Change one entry of one of the document's mappings in the user's own text; in what runs as well,
+ * and first, if that is possible live. When it fails, nothing is changed, and nothing rejected.
+ */
+void document_change(Vm *vm, const YamlEdit *edit, const Caller *who, DocumentDone fn, void *arg);
 
 /* Where the tree is mounted: paths below it are refused, for a VMM must not wait for vmfs. */
 void document_set_mountpoint(const char *path);

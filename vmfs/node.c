@@ -217,8 +217,10 @@ void node_stat(const NodeRef *r, struct stat *st)
 		st->st_size = (off_t)g_bytes_get_size(r->vm->spec->text);
 	} else if (r->node->target) {
 		st->st_size = (off_t)strlen(r->node->target);
-	} else if (r->node->link && r->node->attr) {
-		st->st_size = (off_t)strlen(r->node->link(r));
+	} else if (r->node->link && !r->node->lazy) {
+		const char *target = r->node->link(r);
+
+		st->st_size = target ? (off_t)strlen(target) : 0;
 	} else if (r->node->file) {
 		st->st_size = size_of_file(r);
 	} else if (r->node->ask) {

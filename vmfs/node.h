@@ -66,7 +66,8 @@ struct Node {
 	const StreamClass *stream;
 	const char *target; /* of a symlink */
 	const char *(*link)(
-		const NodeRef *r);     /* target that is found out when it is followed; or NULL */
+		const NodeRef *r);     /* target that is found out when it is asked for; or NULL */
+	bool lazy;		       /* asking for its target makes it: lstat(2) does not */
 	int (*file)(const NodeRef *r); /* a descriptor of the file behind it; -1 and errno */
 	AskKind ask;		       /* what the hypervisor says when it is opened */
 	size_t (*size)(const NodeRef *r); /* comes with show, where it is cheaper; or NULL */
@@ -144,5 +145,8 @@ void node_markdown(GString *out);
 extern const Dir vm_dir;
 extern const Dir io_dir;
 extern const Dir hosts_dir; /* nodes_hosts.c */
+/* nodes_attach.c: rows from here on, in pairs of a directory and what is in it */
+#define ATTACH_ROWS 140
+extern const Dir disks_dir, nics_dir, shares_dir;
 extern const Node host_rows[];
 extern const StreamClass events_all_stream;

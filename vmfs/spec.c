@@ -77,6 +77,14 @@ static const Field cloud_init_fields[] = {
 	{ 0 },
 };
 static const Section cloud_init_section = { cloud_init_fields };
+static const Field share_fields[] = {
+	{ "path", FIELD_PATH, offsetof(SpecShare, path), .is_dir = true,
+	  .doc = "the host's directory" },
+	{ "readonly", FIELD_BOOL, offsetof(SpecShare, readonly), .preset = "false",
+	  .doc = "the guest cannot write to it" },
+	{ 0 },
+};
+static const Section share_section = { share_fields, sizeof(SpecShare), spec_check_share };
 
 static const Field top_fields[] = {
 	{ "backend", FIELD_WORD, offsetof(Spec, backend), .choices = backend_names,
@@ -104,6 +112,8 @@ static const Field top_fields[] = {
 	{ "cloud_init", FIELD_OPTION, offsetof(Spec, cloud_init.given),
 	  .section = &cloud_init_section,
 	  .doc = "given ({} will do): the guest finds a NoCloud seed, for its cloud-init" },
+	{ "shares", FIELD_NAMED, offsetof(Spec, shares), .section = &share_section,
+	  .doc = "host directories by name, which the guest mounts: mount -t virtiofs NAME /mnt" },
 	{ "stop_timeout", FIELD_DURATION, offsetof(Spec, stop_timeout_ms), .max = HOUR_MS,
 	  .preset = "30s", .doc = "how long a stop waits for the guest before it forces it" },
 	{ "sim", FIELD_STRINGS, offsetof(Spec, sim), .doc = "options of the sim backend" },
@@ -190,8 +200,19 @@ void spec_unref(Spec *s)
 	g_free(s);
 }
 
+static void share_free(void *arg)
+{
+	SpecShare *share = arg;
+
+	section_clear(&share_section, share);
+	g_free(share->name);
+	g_free(share);
+}
+
 static GDestroyNotify element_free(const Field *f)
 {
+	if (f->section == &share_section)
+		return share_free;
 	return f->section == &disk_section ? disk_free : nic_free;
 }
 
@@ -221,6 +242,7 @@ static void section_init(const Section *s, void *object)
 
 G_STATIC_ASSERT(offsetof(SpecDisk, name) == 0);
 G_STATIC_ASSERT(offsetof(SpecNic, name) == 0);
+G_STATIC_ASSERT(offsetof(SpecShare, name) == 0);
 
 void *spec_object_new(const Section *s, const char *name)
 {
@@ -441,13 +463,14 @@ static unsigned line_of(const YamlNode *root, const char *key)
 }
 
 static void add_path(GPtrArray *out, const YamlNode *root, char *key_take, const char *value,
-		     bool write)
+		     bool write, bool dir)
 {
 	SpecPath *path = g_new0(SpecPath, 1);
 
 	path->key = key_take;
 	path->path = g_strdup(value);
 	path->write = write;
+	path->dir = dir;
 	path->line = line_of(root, key_take);
 	g_ptr_array_add(out, path);
 }
@@ -475,7 +498,7 @@ static void add_section_paths(GPtrArray *out, const YamlNode *root, const char *
 			bool write = f->is_written && !((const SpecDisk *)object)->readonly;
 
 			if (value)
-				add_path(out, root, g_steal_pointer(&key), value, write);
+				add_path(out, root, g_steal_pointer(&key), value, write, f->is_dir);
 		}
 	}
 }

@@ -12,7 +12,7 @@
 
 #define SPEC_MAX_TEXT	(256u << 10) /* bytes of a document */
 #define SPEC_MAX_DEPTH	16
-#define SPEC_MAX_ITEMS	64 /* disks, nics, ports of a nic, each */
+#define SPEC_MAX_ITEMS	64 /* disks, nics, shares, ports of a nic, each */
 #define SPEC_MAX_CPUS	1024
 #define SPEC_MAX_MEMORY (64ull << 40)
 
@@ -53,6 +53,12 @@ typedef struct SpecCloudInit {
 	GPtrArray *ssh_keys;		  /* of char*: "ssh-ed25519 AAAA... comment" */
 } SpecCloudInit;
 
+typedef struct SpecShare {
+	char *name; /* the guest mounts it by that tag */
+	char *path; /* a directory of the host */
+	bool readonly;
+} SpecShare;
+
 typedef struct Spec {
 	unsigned refs;
 	GBytes *text;  /* the user's own document */
@@ -62,10 +68,10 @@ typedef struct Spec {
 	SpecAccel accel;
 	SpecMachine machine;
 	SpecFirmware firmware;
-	SpecDisplay display;		 /* ask spec_display() */
-	char *vnc;			 /* "unix", "ADDRESS:PORT" or NULL */
-	char *kernel, *initrd, *cmdline; /* kernel NULL: boot the first disk */
-	GPtrArray *disks, *nics;	 /* in the order of the document */
+	SpecDisplay display;		  /* ask spec_display() */
+	char *vnc;			  /* "unix", "ADDRESS:PORT" or NULL */
+	char *kernel, *initrd, *cmdline;  /* kernel NULL: boot the first disk */
+	GPtrArray *disks, *nics, *shares; /* in the order of the document */
 	SpecCloudInit cloud_init;
 	uint64_t stop_timeout_ms;
 	GHashTable *sim; /* char* to char*: options of the sim backend; NULL if none */
@@ -104,7 +110,7 @@ Spec *spec_merge(const Spec *have, const Spec *want, const char *key);
 /* Of the text of such a spec: not bound by what the host has now, nor by SPEC_MAX_TEXT. */
 Spec *spec_restore(const char *text, size_t len, GError **err);
 
-/* The object (SpecDisk, SpecNic...) that "disks.data" names; NULL: there is none. */
+/* The object (SpecDisk, SpecNic, SpecShare) that "disks.data" names; NULL: there is none. */
 const void *spec_named(const Spec *s, const char *key);
 
 /* What `display: auto` stands for. */
@@ -115,6 +121,7 @@ typedef struct SpecPath {
 	char *key;  /* "disks.root.image" */
 	char *path; /* absolute, or the name of an image */
 	bool write; /* must be writable as well */
+	bool dir;   /* must be a directory; else a file or a block device */
 	unsigned line;
 } SpecPath;
 GPtrArray *spec_paths(const Spec *s); /* of SpecPath, owned by the caller */

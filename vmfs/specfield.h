@@ -43,6 +43,7 @@ typedef struct Field {
 	uint64_t min, max, step;
 	bool of_host;	 /* what the host has limits it too, see spec_set_limits() */
 	bool is_written; /* a path in a SpecDisk: the guest writes to it unless readonly */
+	bool is_dir;	 /* a path of a directory */
 	const char *const *choices;
 	bool (*item)(const char *text, char **ret, GError **err);
 	const Section *section;
@@ -71,6 +72,7 @@ extern const Section spec_section; /* the whole document */
 bool spec_check_top(Reader *r, void *object, const YamlNode *map, GError **err);
 bool spec_check_boot(Reader *r, void *object, const YamlNode *map, GError **err);
 bool spec_check_disk(Reader *r, void *object, const YamlNode *map, GError **err);
+bool spec_check_share(Reader *r, void *object, const YamlNode *map, GError **err);
 bool spec_check_nic(Reader *r, void *object, const YamlNode *map, GError **err);
 
 /* Where the row's value is in an object of its section. */

@@ -446,6 +446,13 @@ bool spec_check_disk(Reader *r, void *object, const YamlNode *map, GError **err)
 	return true;
 }
 
+bool spec_check_share(Reader *r, void *object, const YamlNode *map, GError **err)
+{
+	const SpecShare *share = object;
+
+	return map->open || share->path || fail(r, map, err, "needs a path: the host's directory");
+}
+
 bool spec_check_nic(Reader *r, void *object, const YamlNode *map, GError **err)
 {
 	const SpecNic *nic = object;

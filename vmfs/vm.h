@@ -89,9 +89,10 @@ struct Vm {
 	GHashTable *attrs;	  /* node id to VmAttr; NULL: none */
 	int64_t created, changed; /* microseconds since 1970 */
 
-	Spec *spec;	  /* in force */
-	GBytes *rejected; /* spec.yaml.rej; NULL: none */
-	bool spec_away;	  /* an editor has moved spec.yaml away and is about to bring another */
+	Spec *spec;	      /* in force */
+	unsigned spec_writes; /* documents that are being stored, and will be in force then */
+	GBytes *rejected;     /* spec.yaml.rej; NULL: none */
+	bool spec_away;	      /* an editor has moved spec.yaml away and is about to bring another */
 	Timer *spec_back;
 
 	VmState state;	/* what is shown: that of the op under way, else `pushed` */

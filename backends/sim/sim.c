@@ -57,11 +57,18 @@ static void fail_asks(SimVm *s);
 
 static void gone(SimVm *s, VmState truth, const char *reason, int exit_status)
 {
+	Op *op = s->op;
+
 	timer_stop(&s->boot);
 	s->truth = truth;
 	fail_asks(s);
 	if (!s->lost)
 		backend_gone(&s->base, truth, reason, exit_status);
+	if (!op || op_kind(op) != OP_APPLY)
+		return;
+	s->op = NULL;
+	timer_stop(&s->timer);
+	op_fail(op, err_new(EIO, "the VM ended (%s) before it was done", reason));
 }
 
 static void print(SimVm *s, const char *text, size_t len)
