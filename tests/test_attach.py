@@ -239,6 +239,20 @@ def test_all_at_once(vm, disk):
     assert sorted(links(vm, "nics")) == sorted(["eth0", *(f"n{i}" for i in range(20))])
 
 
+@pytest.mark.parametrize("remove", ["rm -r web1/disks", "rm -rf web1", "busybox rm -r web1",
+                                    "find web1/disks -delete", "python3 -c \"import shutil; "
+                                    "shutil.rmtree('web1/disks', ignore_errors=True)\""])
+def test_recursive_removal_does_no_harm(vm, disk, remove):
+    vm.write("spec.yaml", f"backend: sim\ndisks: {{a: {{file: {disk('a')}}}, "
+                          f"b: {{file: {disk('b')}}}}}\n")
+    before = vm.spec
+    vm.fs.sh(f"{remove} < /dev/null", check=False)
+    until(lambda: exists(vm / "spec.yaml"), "spec.yaml is back")
+    assert vm.spec == before and sorted(links(vm)) == ["a", "b"]
+    vm.fs.sh("cd web1/disks; ls; rm a b")
+    assert links(vm) == {}
+
+
 # ---- live, on sim ----
 
 def test_hot_ln_and_rm(up, disk):

@@ -27,6 +27,7 @@ FILES = {
     "events": "link",
     "wait": "link",
 }
+DIRS = {"disks", "nics", "shares"}
 STREAMS = {"console": "rw", "events": "r"}
 WAITS = {"stopped", "running", "paused", "crashed", "ip", "agent"}  # asleep: not on every backend
 HOST_FILES = ["version", "help", "backends/sim/status", "backends/qemu/status",
@@ -54,7 +55,7 @@ def test_file_is_there(vm, name):
 
 
 def test_no_other_files(vm):
-    assert set(os.listdir(vm.dir)) - {"tty"} == set(FILES)
+    assert set(os.listdir(vm.dir)) - {"tty"} == set(FILES) | DIRS
 
 
 def test_streams_are_behind_links(vm):
@@ -135,7 +136,7 @@ def test_help_tells_of_every_file_and_verb(vm):
     text = vm.fs.host("help")
     verbs = ["start", "stop", "kill", "pause", "resume", "reboot", "reset"]
     keys = ["backend", "cpus", "memory", "disks", "nics", "stop_timeout"]
-    for word in [*FILES, "tty", "spec.yaml.rej", *verbs, *keys]:
+    for word in [*FILES, *DIRS, "tty", "spec.yaml.rej", *verbs, *keys]:
         assert word in text, word
 
 
@@ -220,7 +221,8 @@ def test_rename_refused(fs, vm):
         os.rename(vm.dir, fs.mnt / ".vmfs/web1")
     assert fs.names() == ["web1", "web2"]
     assert fs.sh("mv web1 web2", check=False).returncode != 0
-    assert fs.names() == ["web1", "web2"] and set(os.listdir(other.dir)) - {"tty"} == set(FILES)
+    assert fs.names() == ["web1", "web2"] and set(os.listdir(other.dir)) - {"tty"} == (
+        set(FILES) | DIRS)
 
 
 @pytest.mark.parametrize("state", ["running", "paused"])
@@ -291,7 +293,7 @@ def test_scratch_files(vm):
     assert path.name in os.listdir(vm.dir)
     os.rename(path, vm / "4913")
     os.unlink(vm / "4913")
-    assert set(os.listdir(vm.dir)) - {"tty"} == set(FILES)
+    assert set(os.listdir(vm.dir)) - {"tty"} == set(FILES) | DIRS
 
 
 def test_reads_are_whole(vm):

@@ -244,6 +244,7 @@ static const struct fuse_lowlevel_ops ops = {
 	.release = fs_release,
 	.fsync = fs_fsync,
 	.opendir = fs_opendir,
+	.releasedir = fs_releasedir,
 	.readdir = fs_readdir,
 	.readdirplus = fs_readdirplus,
 	.fsyncdir = fsyncdir,

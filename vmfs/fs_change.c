@@ -131,6 +131,15 @@ void fs_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const cha
 	g_free(who.groups);
 }
 
+static void refuse_recursion(const NodeRef *dir)
+{
+	g_autoptr(GError) e = err_new(EPERM, "whoever lists a directory while removing from it "
+					     "would take all of it away; remove the links by name");
+
+	if (dir->vm)
+		vm_set_error(dir->vm, dir->node->name, e);
+}
+
 /* An object of the directory goes, by rmdir(2) or unlink(2) as its kind wants. */
 static void drop(fuse_req_t req, const NodeRef *dir, const NodeRef *r)
 {
@@ -138,6 +147,11 @@ static void drop(fuse_req_t req, const NodeRef *dir, const NodeRef *r)
 	Change *c;
 
 	if (r->node != dir->node->dir->child || !dir->node->dir->drop) {
+		fuse_reply_err(req, EPERM);
+		return;
+	}
+	if (S_ISLNK(r->node->mode) && fs_is_listed(node_ino(dir), fuse_req_ctx(req)->pid)) {
+		refuse_recursion(dir);
 		fuse_reply_err(req, EPERM);
 		return;
 	}

@@ -303,8 +303,64 @@ static void list(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, bool pl
 	fuse_reply_buf(req, buf, used);
 }
 
+/*
+ * Whoever removes links from a directory that they hold open means all that is in it: rm -r, which
+ * must do no harm. Such directories are remembered with their readers.
+ */
+typedef struct Listing {
+	fuse_ino_t ino;
+	pid_t pid;
+} Listing;
+
+static GHashTable *listings; /* number to Listing */
+
+static void listing_begun(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	static uint64_t last;
+	Listing *l;
+	NodeRef dir;
+
+	if (!node_from_ino(ino, &dir) || !dir.node->dir || !dir.node->dir->drop ||
+	    !S_ISLNK(dir.node->dir->child->mode))
+		return;
+	if (!listings)
+		listings = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, g_free);
+	l = g_malloc(sizeof *l + sizeof last);
+	*l = (Listing){ ino, fuse_req_ctx(req)->pid };
+	fi->fh = ++last;
+	/* One block is both key and value. */
+	memcpy(l + 1, &last, sizeof last);
+	g_hash_table_insert(listings, l + 1, l);
+}
+
+bool fs_is_listed(fuse_ino_t ino, pid_t pid)
+{
+	GHashTableIter it;
+	gpointer value;
+
+	if (!listings)
+		return false;
+	g_hash_table_iter_init(&it, listings);
+	while (g_hash_table_iter_next(&it, NULL, &value)) {
+		const Listing *l = value;
+
+		if (l->ino == ino && l->pid == pid)
+			return true;
+	}
+	return false;
+}
+
+void fs_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+	(void)ino;
+	if (listings)
+		g_hash_table_remove(listings, &fi->fh);
+	fuse_reply_err(req, 0);
+}
+
 void fs_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
+	listing_begun(req, ino, fi);
 	/* Machines come and go through the mount, so the kernel knows when its list is old. */
 	fi->cache_readdir = fi->keep_cache = ino == FUSE_ROOT_ID;
 	fuse_reply_open(req, fi);
