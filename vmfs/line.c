@@ -35,12 +35,37 @@ struct Line {
 	GByteArray *in, *out;
 	size_t scanned;	 /* bytes of in known to hold no line end */
 	size_t out_done; /* bytes of out already sent */
+	GQueue passed;	 /* of Passed, in the order of their bytes */
 	unsigned busy;	 /* callbacks under way */
 	bool over, freed;
 };
 
+/* A descriptor that goes with the byte at this place of `out`. */
+typedef struct Passed {
+	size_t at;
+	int fd;
+} Passed;
+
+static void drop_passed(Line *l)
+{
+	Passed *p;
+
+	while ((p = g_queue_pop_head(&l->passed))) {
+		close(p->fd);
+		g_free(p);
+	}
+}
+
+static void clear_out(Line *l)
+{
+	g_byte_array_set_size(l->out, 0);
+	l->out_done = 0;
+	drop_passed(l);
+}
+
 static void destroy(Line *l)
 {
+	drop_passed(l);
 	g_byte_array_unref(l->in);
 	g_byte_array_unref(l->out);
 	g_clear_error(&l->failure);
@@ -73,8 +98,7 @@ static void finish(Line *l, GError *take)
 	l->over = true;
 	watch_stop(&l->watch, true);
 	timer_stop(&l->timer);
-	g_byte_array_set_size(l->out, 0);
-	l->out_done = 0;
+	clear_out(l);
 	if (!l->freed)
 		l->ops->closed(l->arg, err);
 }
@@ -152,29 +176,69 @@ static void want(Line *l)
 		watch_events(l->watch, line_queued(l) ? UV_READABLE | UV_WRITABLE : UV_READABLE);
 }
 
+/* The bytes with which a descriptor goes, and those up to the next one's. */
+static ssize_t send_passing(Line *l, const Passed *p, size_t len)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = { 0 };
+	struct iovec iov = { .iov_base = l->out->data + l->out_done, .iov_len = len };
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control.buf,
+		.msg_controllen = sizeof(control.buf),
+	};
+	struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(c), &p->fd, sizeof(int));
+	return sendmsg(l->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* As send(2), of some of what is queued. */
+static ssize_t send_some(Line *l)
+{
+	Passed *p = g_queue_peek_head(&l->passed);
+	const Passed *next = g_queue_peek_nth(&l->passed, 1);
+	ssize_t n;
+
+	if (!p || p->at > l->out_done)
+		n = send(l->fd, l->out->data + l->out_done, (p ? p->at : l->out->len) - l->out_done,
+			 MSG_DONTWAIT | MSG_NOSIGNAL);
+	else
+		n = send_passing(l, p, (next ? next->at : l->out->len) - l->out_done);
+	if (n <= 0)
+		return n;
+	if (p && p->at == l->out_done) {
+		close(p->fd);
+		g_free(g_queue_pop_head(&l->passed));
+	}
+	l->out_done += (size_t)n;
+	return n;
+}
+
 static void write_some(Line *l)
 {
 	const bool was_full = line_queued(l) != 0;
 
 	while (line_queued(l)) {
-		const ssize_t n = send(l->fd, l->out->data + l->out_done, line_queued(l),
-				       MSG_DONTWAIT | MSG_NOSIGNAL);
+		const ssize_t n = send_some(l);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && errno == EAGAIN)
 			break;
 		if (n < 0) {
 			/* What the peer said before it went is still to be read: that ends it. */
-			g_byte_array_set_size(l->out, 0);
-			l->out_done = 0;
+			clear_out(l);
 			break;
 		}
-		l->out_done += (size_t)n;
 	}
-	if (!line_queued(l)) {
-		g_byte_array_set_size(l->out, 0);
-		l->out_done = 0;
-	}
+	if (!line_queued(l))
+		clear_out(l);
 	want(l);
 	if (was_full && !line_queued(l) && l->ops->drained)
 		l->ops->drained(l->arg);
@@ -299,6 +363,29 @@ static void overflow(void *arg)
 	leave(l);
 }
 
+static void forget_sent(Line *l)
+{
+	for (GList *i = l->passed.head; i; i = i->next)
+		((Passed *)i->data)->at -= l->out_done;
+	g_byte_array_remove_range(l->out, 0, (guint)l->out_done);
+	l->out_done = 0;
+}
+
+void line_send_fd(Line *l, const void *data, size_t len, int fd)
+{
+	Passed *p;
+
+	if (l->over || l->freed || !len || line_queued(l) + len > MAX_OUT) {
+		close(fd);
+		line_send(l, data, len);
+		return;
+	}
+	p = g_new(Passed, 1);
+	*p = (Passed){ .at = l->out->len, .fd = fd };
+	g_queue_push_tail(&l->passed, p);
+	line_send(l, data, len);
+}
+
 void line_send(Line *l, const void *data, size_t len)
 {
 	if (l->over || l->freed || !len)
@@ -309,21 +396,16 @@ void line_send(Line *l, const void *data, size_t len)
 			l->timer = timer_start(0, overflow, l);
 		return;
 	}
-	if (l->out_done > l->out->len / 2) {
-		g_byte_array_remove_range(l->out, 0, (guint)l->out_done);
-		l->out_done = 0;
-	}
+	if (l->out_done > l->out->len / 2)
+		forget_sent(l);
 	g_byte_array_append(l->out, data, (guint)len);
 	if (!idle || !l->watch)
 		return;
 	/* Try at once; drained() is for those who were told that it did not all fit. */
-	const ssize_t n = send(l->fd, l->out->data, l->out->len, MSG_DONTWAIT | MSG_NOSIGNAL);
-	if (n > 0)
-		l->out_done = (size_t)n;
-	if (!line_queued(l)) {
-		g_byte_array_set_size(l->out, 0);
-		l->out_done = 0;
-	}
+	while (line_queued(l) && send_some(l) > 0)
+		;
+	if (!line_queued(l))
+		clear_out(l);
 	want(l);
 }
 

@@ -32,6 +32,8 @@ Line *line_connect(const char *path, size_t max_line, const LineOps *ops, void *
 
 /* Queue bytes (copied). Silently dropped once the connection is over. */
 void line_send(Line *l, const void *data, size_t len);
+/* The same, with a descriptor (SCM_RIGHTS) that is taken and closed. */
+void line_send_fd(Line *l, const void *data, size_t len, int fd);
 /* Bytes queued and not yet taken by the kernel. */
 size_t line_queued(const Line *l);
 /* Close; no callback comes after this. Accepts NULL. */

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "vmfs/err.h"
 #include "vmfs/line.h"
@@ -370,7 +371,7 @@ static void slot_expired(void *arg)
 	leave(q);
 }
 
-QmpSlot *qmp_execute(Qmp *q, const char *command, json_t *args, QmpFn fn, void *arg)
+QmpSlot *qmp_execute_fd(Qmp *q, const char *command, json_t *args, int fd, QmpFn fn, void *arg)
 {
 	QmpSlot *s = g_new0(QmpSlot, 1);
 	json_t *msg = json_object();
@@ -390,9 +391,18 @@ QmpSlot *qmp_execute(Qmp *q, const char *command, json_t *args, QmpFn fn, void *
 	g_autofree char *line = g_strconcat(text ? text : "", "\n", NULL);
 	free(text); /* jansson's allocator is malloc */
 	json_decref(msg);
-	if (q->line)
+	if (q->line && fd >= 0)
+		line_send_fd(q->line, line, strlen(line), fd);
+	else if (q->line)
 		line_send(q->line, line, strlen(line));
+	else if (fd >= 0)
+		close(fd);
 	return s;
+}
+
+QmpSlot *qmp_execute(Qmp *q, const char *command, json_t *args, QmpFn fn, void *arg)
+{
+	return qmp_execute_fd(q, command, args, -1, fn, arg);
 }
 
 void qmp_cancel(QmpSlot **slot)

@@ -48,6 +48,8 @@ bool qmp_is_alive(const Qmp *q);
 
 /* `args` is taken, and may be NULL. The slot is gone once fn was called; fn may be NULL. */
 QmpSlot *qmp_execute(Qmp *q, const char *command, json_t *args, QmpFn fn, void *arg);
+/* With a descriptor for commands such as getfd, which is taken and closed; -1: none. */
+QmpSlot *qmp_execute_fd(Qmp *q, const char *command, json_t *args, int fd, QmpFn fn, void *arg);
 /* Stop waiting for the answer: fn is not called. Clears *slot, which may be NULL already. */
 void qmp_cancel(QmpSlot **slot);
 
