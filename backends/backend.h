@@ -95,7 +95,8 @@ void backend_probed(Backend *be, bool usable, const char *why);
 
 /* The true state as the hypervisor sees it; reason is one word ("guest-panic") or NULL. */
 void backend_state(BackendVm *bv, VmState state, const char *reason);
-/* The VMM is gone: VM_STOPPED or VM_CRASHED; exit_status as of waitpid(2), -1 when not known. */
+/* The VMM is gone: VM_STOPPED, VM_CRASHED or VM_ASLEEP; exit_status as of waitpid(2), -1 when not
+ * known. */
 void backend_gone(BackendVm *bv, VmState state, const char *reason, int exit_status);
 /* The guest's addresses, best first (NULL-terminated, NULL: not known any more). */
 void backend_ips(BackendVm *bv, const char *const *ips);
@@ -127,6 +128,22 @@ void vm_remove_run_dir(Vm *vm);
 /* The stored run-time key file that save() wrote before the daemon died; NULL if there is none.
  * Borrowed. */
 GKeyFile *vm_run_file(Vm *vm);
+
+/*
+ * Whether the memory of a VM is on the disk, as a restarted host is to know it. A VM is
+ * SAVED_ASLEEP before its VMM ends, and SAVED_WAKING before the vCPUs of the next one run: from
+ * then on its disks may have changed, and the memory is worth nothing. SAVED_NONE again as soon as
+ * it is reported to run, to be stopped or to have crashed.
+ */
+typedef enum VmSaved { SAVED_NONE, SAVED_ASLEEP, SAVED_WAKING } VmSaved;
+VmSaved vm_saved(const Vm *vm);
+/* done (or NULL) is called once, later, when it is safe on the disk, unless it is forgotten first.
+ */
+typedef struct SavedNote SavedNote;
+SavedNote *vm_set_saved(Vm *vm, VmSaved saved, void (*done)(void *arg, const GError *err),
+			void *arg);
+/* Clears *note, which may be NULL. */
+void vm_saved_forget(SavedNote **note);
 
 /* What vm.h has for backends as well. */
 const char *vm_state_name(VmState state);

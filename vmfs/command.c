@@ -31,7 +31,7 @@ static char *verb_names(void)
 	for (const Verb *v = verbs; v->name; v++)
 		if (!v->silent)
 			g_string_append_printf(s, "%s%s", v == verbs ? "" : ", ", v->name);
-	g_string_append(s, ", or running, stopped, paused");
+	g_string_append(s, ", or running, stopped, paused, asleep");
 	return g_string_free(s, FALSE);
 }
 
@@ -55,7 +55,8 @@ static bool parse_words(char **words, Command *c, GError **err)
 
 	c->verb = verb_find(words[0]);
 	c->noun = c->verb ? VM_STATE_MAX : vm_state_find(words[0]);
-	if (!c->verb && c->noun != VM_RUNNING && c->noun != VM_STOPPED && c->noun != VM_PAUSED) {
+	if (!c->verb && c->noun != VM_RUNNING && c->noun != VM_STOPPED && c->noun != VM_PAUSED &&
+	    c->noun != VM_ASLEEP) {
 		g_autofree char *names = verb_names();
 
 		return err_set(err, EINVAL, "unknown command '%.40s'; write one of: %s", words[0],
@@ -117,7 +118,9 @@ static const Verb *verb_for_noun(Vm *vm, VmState noun, Op **join, bool *done)
 	}
 	switch (noun) {
 	case VM_RUNNING:
-		return verb_of(vm->state == VM_PAUSED ? OP_RESUME : OP_START);
+		return verb_of(vm->state == VM_PAUSED	? OP_RESUME
+			       : vm->state == VM_ASLEEP ? OP_WAKE
+							: OP_START);
 	case VM_PAUSED:
 		return verb_of(OP_PAUSE);
 	case VM_STOPPED:
@@ -128,9 +131,10 @@ static const Verb *verb_for_noun(Vm *vm, VmState noun, Op **join, bool *done)
 			return NULL;
 		}
 		return verb_of(OP_STOP);
+	case VM_ASLEEP:
+		return verb_of(OP_SLEEP);
 	case VM_STARTING:
 	case VM_STOPPING:
-	case VM_ASLEEP:
 	case VM_CRASHED:
 	case VM_UNKNOWN:
 	case VM_STATE_MAX:
@@ -157,6 +161,12 @@ static bool check_state(const Vm *vm, const Verb *v, GError **err)
 			       "when it is back, or write 'kill'");
 	if (v->after == vm->state)
 		return err_set(err, EALREADY, "it is %s already", state);
+	if (vm->state == VM_ASLEEP)
+		return err_set(err, v->kind == OP_START ? EBUSY : ESRCH,
+			       "it is asleep; 'wake' lets it go on, 'kill' gives up its memory");
+	if (v->kind == OP_WAKE)
+		return err_set(err, vm->state == VM_RUNNING ? EALREADY : EBUSY,
+			       "it is %s, not asleep", state);
 	if (v->kind == OP_START)
 		return err_set(err, EALREADY, "it is %s; it has been started already", state);
 	if (!vm_is_live(vm))
@@ -263,6 +273,8 @@ static bool start_verb(Vm *vm, const Verb *v, uint64_t seconds_ms, void *arg,
 		*ret = joins ? vm->op : NULL;
 		return joins;
 	}
+	if (v->kind == OP_WAKE)
+		vm->exit_status = -1;
 	if (v->kind == OP_START) {
 		g_autofree char *path = g_strdup_printf("vms/%u/started.yaml", vm->serial);
 

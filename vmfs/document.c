@@ -383,7 +383,7 @@ static bool judge(Commit *c, GError **err)
 	c->spec = spec_parse(data ? data : "", len, err);
 	if (!c->spec)
 		return false;
-	if (c->spec->backend && vm_is_live(vm) && vm->bv &&
+	if (c->spec->backend && (vm_is_live(vm) || vm_is_asleep(vm)) && vm->bv &&
 	    strcmp(c->spec->backend, vm->bv->be->cls->name))
 		return err_set(err, EBUSY, "backend: it runs on '%s'; stop it before changing that",
 			       vm->bv->be->cls->name);

@@ -67,7 +67,7 @@ void node_help(GString *out)
 	for (const Verb *v = first_word(verbs); v->name; v = first_word(v + 1))
 		g_string_append_printf(out, "%s%-*s %s\n", v->name, (int)(16 - strlen(v->name)),
 				       v->seconds ? " [SECONDS]" : "", v->doc);
-	g_string_append(out, "running, stopped, paused: make it so; done at once if it is\n"
+	g_string_append(out, "running, stopped, paused, asleep: make it so; done at once if it is\n"
 			     "\nKEYS of NAME/spec.yaml\n");
 	spec_help(out);
 }
@@ -101,9 +101,10 @@ void node_man(GString *out)
 		man_text(v->doc, out);
 		g_string_append(out, "\n\n");
 	}
-	g_string_append(out,
-			"*running*, *stopped*, *paused*\n\tMake it so; done at once if it is.\n\n"
-			"# KEYS OF SPEC.YAML\n\n```\n");
+	g_string_append(
+		out,
+		"*running*, *stopped*, *paused*, *asleep*\n\tMake it so; done at once if it is.\n\n"
+		"# KEYS OF SPEC.YAML\n\n```\n");
 	spec_help(out);
 	g_string_append(out, "```\n");
 }
@@ -136,9 +137,10 @@ void node_markdown(GString *out)
 	for (const Verb *v = first_word(verbs); v->name; v = first_word(v + 1))
 		g_string_append_printf(out, "| `%s%s` | %s |\n", v->name,
 				       v->seconds ? " [SECONDS]" : "", v->doc);
-	g_string_append(out,
-			"| `running`, `stopped`, `paused` | make it so; done at once if it is |\n"
-			"<!-- keys -->\n```\n");
+	g_string_append(
+		out,
+		"| `running`, `stopped`, `paused`, `asleep` | make it so; done at once if it is |\n"
+		"<!-- keys -->\n```\n");
 	spec_help(out);
 	g_string_append(out, "```\n<!-- end -->\n");
 }

@@ -210,6 +210,7 @@ static const Node wait_rows[] = {
 	{ 31, "stopped", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is stopped" },
 	{ 32, "paused", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is paused" },
 	{ 33, "crashed", STREAM(0444), .stream = &wait_stream, .doc = "answers when it has crashed" },
+	{ 160, "asleep", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is asleep" },
 	{ 34, "ip", STREAM(0444), .stream = &wait_stream, .doc = "answers with the addresses when one is known" },
 	{ 35, "agent", STREAM(0444), .stream = &wait_stream, .doc = "answers when the guest agent is there" },
 	{ 0 },

@@ -34,6 +34,8 @@ typedef enum OpKind {
 	OP_RESUME,
 	OP_REBOOT,
 	OP_RESET,
+	OP_SLEEP,
+	OP_WAKE,
 	OP_ADOPT,
 	OP_APPLY,
 	OP_MAX,

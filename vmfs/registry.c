@@ -370,9 +370,10 @@ int registry_remove(Vm *vm, RegistryDone fn, void *arg)
 {
 	Change *c;
 
-	if (vm_is_live(vm) || vm->op) {
-		g_autoptr(GError) e = err_new(EBUSY, "it is %s; stop it before removing it",
-					      vm->op ? "busy" : vm_state_name(vm->state));
+	if (vm_is_live(vm) || vm_is_asleep(vm) || vm->op) {
+		g_autoptr(GError) e = err_new(EBUSY, "it is %s; %s it before removing it",
+					      vm->op ? "busy" : vm_state_name(vm->state),
+					      vm_is_asleep(vm) ? "'kill'" : "stop");
 
 		vm_set_error(vm, "rmdir", e);
 		return EBUSY;

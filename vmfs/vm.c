@@ -119,6 +119,11 @@ void vm_unref(Vm *vm)
 	g_free(vm);
 }
 
+bool vm_is_asleep(const Vm *vm)
+{
+	return vm->pushed == VM_ASLEEP;
+}
+
 bool vm_is_live(const Vm *vm)
 {
 	return vm->state != VM_STOPPED && vm->state != VM_CRASHED && vm->state != VM_ASLEEP;
@@ -128,7 +133,7 @@ Backend *vm_backend_kind(const Vm *vm, GError **err)
 {
 	if (vm->home.be)
 		return vm->home.be;
-	if (vm->bv && (vm_is_live(vm) || vm->op))
+	if (vm->bv && (vm_is_live(vm) || vm_is_asleep(vm) || vm->op))
 		return vm->bv->be;
 	return backend_for(vm->spec, err);
 }
@@ -142,7 +147,7 @@ BackendVm *vm_backend(Vm *vm, GError **err)
 {
 	Backend *be;
 
-	if (vm->bv && (vm_is_live(vm) || vm->op))
+	if (vm->bv && (vm_is_live(vm) || vm_is_asleep(vm) || vm->op))
 		return vm->bv;
 	be = vm_backend_kind(vm, err);
 	if (!be)
@@ -237,8 +242,10 @@ void vm_push_state(Vm *vm, VmState state, const char *reason)
 		changes |= EV_REASON;
 	}
 	vm->pushed = state;
-	if (state == VM_STOPPED || state == VM_CRASHED)
+	if (state == VM_STOPPED || state == VM_CRASHED || state == VM_ASLEEP)
 		changes |= forget_run(vm);
+	if (vm->saved && state != VM_ASLEEP && state != VM_UNKNOWN)
+		(void)vm_set_saved(vm, SAVED_NONE, NULL, NULL);
 	refresh_state(vm, changes);
 }
 
@@ -272,7 +279,7 @@ void vm_set_error(Vm *vm, const char *verb, const GError *e)
 
 GPtrArray *vm_pending(const Vm *vm)
 {
-	if (!vm->bv || !vm_is_live(vm))
+	if (!vm->bv || !(vm_is_live(vm) || vm_is_asleep(vm)))
 		return g_ptr_array_new();
 	return spec_diff(vm->spec, vm->bv->spec);
 }
@@ -282,7 +289,7 @@ void vm_set_spec(Vm *vm, Spec *spec)
 	spec_ref(spec);
 	spec_unref(vm->spec);
 	vm->spec = spec;
-	vm_changed(vm, EV_SPEC | (vm_is_live(vm) ? EV_PENDING : 0));
+	vm_changed(vm, EV_SPEC | (vm_is_live(vm) || vm_is_asleep(vm) ? EV_PENDING : 0));
 }
 
 void vm_set_rejected(Vm *vm, GBytes *text)
@@ -414,7 +421,7 @@ void backend_gone(BackendVm *bv, VmState state, const char *reason, int exit_sta
 	Vm *vm = bv->vm;
 
 	vm->exit_status = exit_status;
-	if (vm->pushed != VM_STOPPED && vm->pushed != VM_CRASHED)
+	if (vm->pushed != VM_STOPPED && vm->pushed != VM_CRASHED && vm->pushed != VM_ASLEEP)
 		log_info("%s: %s (%s)", vm->name, vm_state_name(state), reason ? reason : "-");
 	vm_push_state(vm, state, reason);
 	vm_save_run(vm);

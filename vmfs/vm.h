@@ -109,6 +109,7 @@ struct Vm {
 	BackendVm *bv;	/* NULL until a backend is needed */
 	guint run_hash; /* of what vm_save_run() wrote last */
 	GKeyFile *run;	/* what the backend stored before the daemon restarted */
+	VmSaved saved;	/* as stored */
 	char *data_dir, *run_dir;
 	Op *op, *next_op;    /* under way; waiting for op to be cancelled */
 	GPtrArray *to_apply; /* keys of spec.yaml that are still to be tried live; NULL: none */
@@ -179,6 +180,9 @@ Stream *vm_events(Vm *vm);
 
 /* Type at the console. Bytes taken, -EAGAIN when it has no room, -ESRCH when nothing runs. */
 ssize_t vm_type(Vm *vm, const char *data, size_t len);
+
+/* There is memory of it on the disk, and no VMM. */
+bool vm_is_asleep(const Vm *vm);
 
 /* Write to the store: identity and attributes; what a restarted daemon must know of the run. */
 GBytes *vm_meta(const Vm *vm);

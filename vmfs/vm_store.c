@@ -158,7 +158,7 @@ void vm_save_run(Vm *vm)
 	g_key_file_set_integer(file, "vm", "exit", vm->exit_status);
 	if (vm->op && !op_done(vm->op))
 		g_key_file_set_string(file, "vm", "operation", op_verb(vm->op)->name);
-	if (vm->bv && vm_is_live(vm)) {
+	if (vm->bv && (vm_is_live(vm) || vm_is_asleep(vm))) {
 		g_key_file_set_string(file, "vm", "backend", vm->bv->be->cls->name);
 		if (vm->bv->be->cls->save)
 			vm->bv->be->cls->save(vm->bv, file);
@@ -177,6 +177,67 @@ void vm_save_started(Vm *vm)
 
 	if (vm->bv && vm_is_live(vm))
 		store_put(path, vm->bv->spec->text, false, NULL, NULL);
+}
+
+/* ---- asleep ---- */
+
+static const char *const saved_words[] = {
+	[SAVED_NONE] = "none",
+	[SAVED_ASLEEP] = "asleep",
+	[SAVED_WAKING] = "waking",
+};
+
+VmSaved vm_saved(const Vm *vm)
+{
+	return vm->saved;
+}
+
+struct SavedNote {
+	void (*done)(void *arg, const GError *err); /* NULL: nobody waits for it any more */
+	void *arg;
+};
+
+static void saved_stored(void *arg, int code)
+{
+	const SavedNote n = *(SavedNote *)arg;
+	g_autoptr(GError) err = NULL;
+
+	g_free(arg);
+	if (code)
+		err = err_new(code, "cannot write down whether it is asleep: %s", g_strerror(code));
+	if (n.done)
+		n.done(n.arg, err);
+	else if (err)
+		log_error("%s", err->message);
+}
+
+SavedNote *vm_set_saved(Vm *vm, VmSaved saved, void (*done)(void *arg, const GError *err),
+			void *arg)
+{
+	g_autofree char *path = g_strdup_printf("vms/%u/asleep", vm->serial);
+	g_autofree char *started = g_strdup_printf("vms/%u/started.yaml", vm->serial);
+	g_autofree char *text =
+		g_strdup_printf("%s %" G_GINT64_FORMAT "\n", saved_words[saved], vm_now());
+	g_autoptr(GBytes) bytes = g_bytes_new(text, strlen(text));
+	SavedNote *note = g_new(SavedNote, 1);
+
+	*note = (SavedNote){ done, arg };
+	vm->saved = saved;
+	/* It must wake with what it slept with. */
+	if (saved == SAVED_ASLEEP)
+		store_put(started, vm->bv->spec->text, true, NULL, NULL);
+	if (saved)
+		store_put(path, bytes, true, saved_stored, note);
+	else
+		store_remove(path, saved_stored, note);
+	return note;
+}
+
+void vm_saved_forget(SavedNote **note)
+{
+	if (*note)
+		(*note)->done = NULL;
+	*note = NULL;
 }
 
 static GBytes *get_file(const Vm *vm, const char *name)
@@ -221,6 +282,22 @@ static void load_run(Vm *vm)
 	vm->exit_status = g_key_file_get_integer(file, "vm", "exit", NULL);
 }
 
+/* After load_run(). Nothing runs after a restart of the host, and what ran is not known then. */
+static void load_saved(Vm *vm)
+{
+	g_autoptr(GBytes) bytes = get_file(vm, "asleep");
+	g_autofree char *text = NULL;
+
+	if (!bytes)
+		return;
+	text = g_strndup(g_bytes_get_data(bytes, NULL), g_bytes_get_size(bytes));
+	vm->saved = g_str_has_prefix(text, "asleep ") ? SAVED_ASLEEP : SAVED_WAKING;
+	if (vm->run || vm->saved != SAVED_ASLEEP)
+		return;
+	vm->state = vm->pushed = VM_ASLEEP;
+	vm->since = g_ascii_strtoll(text + strlen("asleep "), NULL, 10);
+}
+
 bool vm_load(Vm *vm)
 {
 	g_autoptr(GBytes) meta = get_file(vm, "meta"), error = get_file(vm, "error");
@@ -230,6 +307,7 @@ bool vm_load(Vm *vm)
 	if (!meta || !vm_load_meta(vm, meta))
 		return false;
 	load_run(vm);
+	load_saved(vm);
 	vm->rejected = get_file(vm, "spec.yaml.rej");
 	if (error)
 		vm->error = g_strndup(g_bytes_get_data(error, NULL), g_bytes_get_size(error));
@@ -296,15 +374,23 @@ void vm_adopt(Vm *vm)
 {
 	g_autofree char *name =
 		vm->run ? g_key_file_get_string(vm->run, "vm", "backend", NULL) : NULL;
-	Backend *be = name ? backend_find(name) : vm_backend_kind(vm, NULL);
+	Backend *be;
 	Spec *started;
+	bool idle;
 
 	if (vm->bv) /* found before it was looked for */
 		return;
 	/* The directory is made before anything runs and removed after: a mark that is never late.
 	 */
-	if (!vm_is_live(vm) && access(vm_run_dir(vm), F_OK))
+	idle = !vm_is_live(vm) && access(vm_run_dir(vm), F_OK);
+	if (idle && vm->saved == SAVED_WAKING)
+		(void)vm_set_saved(vm, SAVED_NONE, NULL, NULL);
+	if (idle && !vm_is_asleep(vm))
 		return;
+	started = load_spec(vm, "started.yaml", spec_restore, NULL);
+	if (!started)
+		started = spec_ref(vm->spec);
+	be = name ? backend_find(name) : vm->home.be ? vm->home.be : backend_for(started, NULL);
 	if (!be) {
 		g_autoptr(GError) e = err_new(
 			EOPNOTSUPP, "it ran on backend '%s', which this vmfs was built without",
@@ -312,13 +398,15 @@ void vm_adopt(Vm *vm)
 
 		vm_set_error(vm, "adopt", e);
 		vm_push_state(vm, VM_UNKNOWN, "no-backend");
+		spec_unref(started);
 		return;
 	}
-	started = load_spec(vm, "started.yaml", spec_restore, NULL);
 	vm->bv = g_malloc0(be->cls->vm_size);
 	vm->bv->be = be;
 	vm->bv->vm = vm;
-	vm->bv->spec = started ? started : spec_ref(vm->spec);
+	vm->bv->spec = started;
+	if (idle)
+		return;
 	vm_ref(vm);
 	vm->op = op_new(vm, &adopt_verb, 0, NULL, NULL);
 	op_start(vm->op, run_adopt, vm->bv, adopt_ended);

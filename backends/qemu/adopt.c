@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "backends/qemu/qemu.h"
+#include "backends/qemu/save.h"
 #include "vmfs/err.h"
 
 #define GROUP		  "backend"
@@ -55,6 +56,55 @@ static void unknown(QemuVm *q)
 
 /* ---- what it says when it answers ---- */
 
+/* A sleep or a snapshot made it stand still when the daemon ended. */
+static bool was_held(const QemuVm *q)
+{
+	GKeyFile *run = vm_run_file(qemu_vm(q));
+	g_autofree char *op = run ? g_key_file_get_string(run, "vm", "operation", NULL) : NULL;
+	g_autofree char *pushed = run ? g_key_file_get_string(run, "vm", "pushed", NULL) : NULL;
+
+	return !g_strcmp0(pushed, "running") &&
+	       (!g_strcmp0(op, "sleep") || !g_strcmp0(op, "snapshot"));
+}
+
+static void released(void *arg, const json_t *result, const GError *err)
+{
+	QemuVm *q = arg;
+
+	if (err)
+		unknown(q);
+	else
+		known(q, VM_RUNNING, NULL);
+}
+
+static void stream_aborted(void *arg, const GError *err)
+{
+	QemuVm *q = arg;
+
+	q->held = false;
+	if (q->qmp)
+		qmp_execute(q->qmp, "cont", NULL, released, q);
+}
+
+static void nothing(void *arg, const Manifest *m, const GError *err)
+{
+}
+
+/* What a sleep that came to nothing has left. */
+static void drop_sleep(QemuVm *q)
+{
+	g_autofree char *dir = qemu_sleep_dir(q);
+
+	(void)savedir_drop(dir, nothing, NULL);
+}
+
+static void unhold(QemuVm *q)
+{
+	q->held = true;
+	drop_sleep(q);
+	qemu_stream_abort(q, stream_aborted, q);
+}
+
 static void take_status(QemuVm *q, const char *status)
 {
 	if (!strcmp(status, "running")) {
@@ -65,6 +115,11 @@ static void take_status(QemuVm *q, const char *status)
 		qemu_quit(q, VM_STOPPED, "guest-shutdown");
 	} else if (!strcmp(status, "guest-panicked")) {
 		qemu_quit(q, VM_CRASHED, "guest-panic");
+	} else if (vm_saved(qemu_vm(q)) == SAVED_ASLEEP) {
+		/* It was on its way to sleep, or to wake: nothing is lost when it is asleep. */
+		qemu_quit(q, VM_ASLEEP, "slept");
+	} else if (vm_saved(qemu_vm(q)) == SAVED_WAKING || was_held(q)) {
+		unhold(q);
 	} else if (!strcmp(status, "prelaunch") && vm_state(qemu_vm(q)) == VM_STARTING) {
 		/* Its vCPUs never ran: the start was cut off, and is undone. */
 		qemu_quit(q, VM_STOPPED, "start-interrupted");
@@ -179,7 +234,12 @@ static void resync_ready(QemuVm *q)
 
 static void gone(QemuVm *q)
 {
-	switch (vm_state(qemu_vm(q))) {
+	if (vm_saved(qemu_vm(q)) == SAVED_ASLEEP) {
+		qemu_gone(q, VM_ASLEEP, "slept", -1);
+		return;
+	}
+	drop_sleep(q);
+	switch (was_held(q) ? VM_RUNNING : vm_state(qemu_vm(q))) {
 	case VM_STARTING:
 		qemu_gone(q, VM_STOPPED, "start-interrupted", -1);
 		break;
@@ -252,7 +312,10 @@ void qemu_adopt(BackendVm *bv, Op *op)
 	q->op = op;
 	op_on_cancel(op, cancel_adopt, q);
 	if (boot && *boot && strcmp(boot, boot_id())) {
-		qemu_gone(q, VM_STOPPED, "host-reboot", -1);
+		if (vm_saved(bv->vm) == SAVED_ASLEEP)
+			gone(q);
+		else
+			qemu_gone(q, VM_STOPPED, "host-reboot", -1);
 		return;
 	}
 	if (pid > 0) {

@@ -86,10 +86,10 @@ static void add_machine(const Build *b)
 	 * seconds later without the other.
 	 */
 	if (in->spec->machine == MACHINE_MICROVM)
-		add(b, "-M", "microvm,accel=%s", in->accel);
+		add(b, "-M", "%s,accel=%s", in->machine ? in->machine : "microvm", in->accel);
 	else
-		add(b, "-M", "q35,accel=%s,usb=off,vmport=off%s", in->accel,
-		    uefi ? ",pflash0=uefi-code,pflash1=uefi-vars" : "");
+		add(b, "-M", "%s,accel=%s,usb=off,vmport=off%s", in->machine ? in->machine : "q35",
+		    in->accel, uefi ? ",pflash0=uefi-code,pflash1=uefi-vars" : "");
 	/* All that the host can do under KVM, all that can be emulated else. */
 	add(b, "-cpu", "max");
 	add(b, "-smp", "%u", in->spec->cpus);
@@ -163,6 +163,8 @@ static void add_control(const Build *b)
 	add(b, "-sandbox",
 	    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
 	add(b, "-S", NULL);
+	if (in->incoming)
+		add(b, "-incoming", "defer");
 	add(b, "-action", "shutdown=pause,panic=pause");
 	add(b, "-pidfile", "%s/" QEMU_PID_FILE, in->run_dir);
 	/* The daemon listens and passes the sockets on: 3 and 4 as in start.c. */

@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 
 #include "backends/qemu/qemu.h"
+#include "backends/qemu/save.h"
 #include "vmfs/err.h"
 #include "vmfs/log.h"
 
@@ -32,7 +33,7 @@ void qemu_gone(QemuVm *q, VmState state, const char *reason, int exit_status)
 					reason ? reason : "no reason known"));
 }
 
-static void report_end(QemuVm *q)
+void qemu_report_end(QemuVm *q)
 {
 	const int status = q->exit_status;
 	char word[24] = "gone";
@@ -63,7 +64,7 @@ static void maybe_dead(QemuVm *q, bool wait)
 		q->died = NULL;
 		died(q);
 	} else {
-		report_end(q);
+		qemu_report_end(q);
 	}
 }
 
@@ -124,6 +125,8 @@ void qemu_forget(QemuVm *q)
 	q->exited = false;
 	q->end = (QemuEnd){ 0 };
 	q->died = NULL;
+	q->held = false;
+	q->clock_is_late = false;
 }
 
 /* ---- the monitor ---- */
@@ -143,7 +146,7 @@ static const char *string_of(const json_t *data, const char *key)
 static void on_stop(QemuVm *q, const json_t *data)
 {
 	q->paused = true;
-	if (!q->end.reason)
+	if (!q->end.reason && !q->held)
 		backend_state(&q->base, VM_PAUSED, q->pause_reason);
 }
 
@@ -152,7 +155,7 @@ static void on_resume(QemuVm *q, const json_t *data)
 	q->paused = false;
 	q->pause_reason = NULL;
 	qemu_start_resumed(q);
-	if (!q->end.reason && !q->died)
+	if (!q->end.reason && !q->died && !q->held)
 		backend_state(&q->base, VM_RUNNING, NULL);
 }
 
@@ -199,6 +202,11 @@ static void on_io_error(QemuVm *q, const json_t *data)
 		q->pause_reason = bool_of(data, "nospace") ? "no-space" : "io-error";
 }
 
+static void on_migration(QemuVm *q, const json_t *data)
+{
+	qemu_stream_event(q, string_of(data, "status"));
+}
+
 static const struct {
 	const char *name;
 	void (*fn)(QemuVm *q, const json_t *data);
@@ -210,6 +218,7 @@ static const struct {
 	{ "RESET", on_reset },
 	{ "VSERPORT_CHANGE", on_port },
 	{ "BLOCK_IO_ERROR", on_io_error },
+	{ "MIGRATION", on_migration },
 };
 
 static void monitor_event(void *arg, const char *name, const json_t *data)
@@ -308,6 +317,7 @@ static void agent_changed(void *arg, bool up)
 	backend_agent(&q->base, up);
 	if (!up)
 		return;
+	qemu_set_clock(q);
 	qemu_ip_start(q);
 	qemu_ask_again(q);
 }

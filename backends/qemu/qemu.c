@@ -4,6 +4,7 @@
  * finding a VM again after a restart of the daemon in adopt.c. Loop thread only.
  */
 #include "backends/qemu/qemu.h"
+#include "backends/qemu/save.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -188,11 +189,32 @@ static void qemu_stop(BackendVm *bv, Op *op)
 	}
 }
 
+static void memory_dropped(void *arg, const Manifest *m, const GError *err)
+{
+	QemuVm *q = arg;
+
+	q->dropping = NULL;
+	qemu_gone(q, VM_STOPPED, "killed", -1);
+}
+
+/* It is asleep: what it slept in goes. */
+static void kill_memory(QemuVm *q)
+{
+	g_autofree char *dir = qemu_sleep_dir(q);
+
+	(void)vm_set_saved(qemu_vm(q), SAVED_NONE, NULL, NULL);
+	q->dropping = savedir_drop(dir, memory_dropped, q);
+}
+
 static void qemu_kill(BackendVm *bv, Op *op)
 {
 	QemuVm *q = qemu_of(bv);
 
 	begin_op(q, op);
+	if (!q->proc && vm_saved(bv->vm)) {
+		kill_memory(q);
+		return;
+	}
 	if (!q->proc)
 		qemu_find_process(q);
 	if (!q->proc) {
@@ -249,6 +271,8 @@ static void fini(BackendVm *bv)
 	QemuVm *q = qemu_of(bv);
 
 	qemu_start_abandon(q);
+	qemu_sleep_abandon(q);
+	savedir_cancel(&q->dropping);
 	clear_op(q);
 	qemu_forget(q);
 }
@@ -275,6 +299,8 @@ const BackendClass qemu_class = {
 		[OP_RESUME] = qemu_resume,
 		[OP_REBOOT] = qemu_reboot,
 		[OP_RESET] = qemu_reset,
+		[OP_SLEEP] = qemu_sleep,
+		[OP_WAKE] = qemu_wake,
 		[OP_ADOPT] = qemu_adopt,
 	},
 	.console_write = qemu_console_write,

@@ -54,6 +54,8 @@ typedef struct QemuArgs {
 	const Spec *spec;
 	unsigned id;
 	const char *name, *run_dir, *data_dir, *binary, *accel, *uefi_code;
+	const char *machine; /* what saved memory wants ("pc-q35-7.2"); NULL: the spec's */
+	bool incoming;	     /* wait for memory to be loaded */
 } QemuArgs;
 
 void qemu_argv(const QemuArgs *in, GPtrArray *argv);
@@ -85,7 +87,10 @@ struct QemuVm {
 	 * that. */
 	void (*died)(QemuVm *q);
 
-	void *start; /* of start.c, while it starts */
+	void *start;		  /* of start.c, while it starts */
+	bool clock_is_late;	  /* it slept, and has not been told the time */
+	struct SaveJob *dropping; /* what it slept in, by a kill */
+	void *sleep;		  /* of sleep.c, while it goes to sleep */
 
 	/* The monitor. */
 	Qmp *qmp;
@@ -102,6 +107,10 @@ struct QemuVm {
 	unsigned ip_try;
 	bool ip_asked; /* an answer is under way */
 	QmpSlot *ip_slot;
+
+	/* Its memory, on the way to or from a file. */
+	struct QemuStream *stream;
+	bool held; /* that is why its vCPUs stand still: no state to report */
 
 	/* The op that waits for an answer or an event. */
 	Op *op;
@@ -143,11 +152,16 @@ void qemu_report_accel(QemuVm *q, const json_t *result);
 void qemu_quit(QemuVm *q, VmState state, const char *reason);
 /* Let go of everything that belongs to a run. The process goes on, if it is there. */
 void qemu_forget(QemuVm *q);
+/* Its process has exited, and whatever kept that from being reported (`died`) is over. */
+void qemu_report_end(QemuVm *q);
 /* Take note of the end of a run, in the order that the core wants. */
 void qemu_gone(QemuVm *q, VmState state, const char *reason, int exit_status);
 
-/* start.c */
+/* start.c, wake.c */
 void qemu_start(BackendVm *bv, Op *op);
+void qemu_wake(BackendVm *bv, Op *op);
+/* The agent has come up: tell a guest that slept the time. */
+void qemu_set_clock(QemuVm *q);
 /* Its vCPUs run. */
 void qemu_start_resumed(QemuVm *q);
 /* The VM goes from memory in the middle of it. */

@@ -16,27 +16,12 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "backends/qemu/qemu.h"
+#include "backends/qemu/start.h"
 #include "vmfs/err.h"
 
 #define MONITOR_TIMEOUT_MS 10000
 #define DYING_MS	   1000 /* that a QEMU whose monitor broke off has for its exit */
 #define LOG_TAIL	   4096
-#define N_SOCKETS	   2
-
-typedef struct Lookup Lookup;
-
-typedef struct Start {
-	QemuVm *q;
-	Op *op;
-	Lookup *lookup; /* in the pool */
-	int fds[N_SOCKETS];
-	QemuDisks *disks;
-	ProcStart *spawning;
-	QmpSlot *kvm, *ports, *cont;
-	Timer *dying;
-	GError *lost; /* why the monitor broke off */
-} Start;
 
 struct Lookup {
 	Start *start; /* NULL: cancelled */
@@ -45,7 +30,7 @@ struct Lookup {
 	ProcUser user;
 };
 
-static const char *const socket_names[N_SOCKETS] = {
+static const char *const socket_names[QEMU_N_SOCKETS] = {
 	[QEMU_FD_QMP - 3] = QEMU_SOCKET_QMP,
 	[QEMU_FD_AGENT - 3] = QEMU_SOCKET_AGENT,
 };
@@ -79,7 +64,7 @@ void qemu_as_daemon(const ProcUser *u, int dumpable)
 
 static void close_fds(Start *s)
 {
-	for (int i = 0; i < N_SOCKETS; i++) {
+	for (int i = 0; i < QEMU_N_SOCKETS; i++) {
 		if (s->fds[i] >= 0)
 			close(s->fds[i]);
 		s->fds[i] = -1;
@@ -116,7 +101,7 @@ static bool make_sockets(Start *s, GError **err)
 	if (!vm_make_run_dir(vm, err))
 		return false;
 	const int before = qemu_as_owner(&s->q->user);
-	for (int i = 0; ok && i < N_SOCKETS; i++) {
+	for (int i = 0; ok && i < QEMU_N_SOCKETS; i++) {
 		g_autofree char *path = g_build_filename(vm_run_dir(vm), socket_names[i], NULL);
 		ok = listen_at(path, &s->fds[i], err);
 	}
@@ -152,7 +137,7 @@ static void lookup_done(void *job)
 		op_fail(s->op, g_steal_pointer(&err));
 }
 
-static void prepare_run(Op *op, void *ctx)
+void start_prepare_run(Op *op, void *ctx)
 {
 	Start *s = ctx;
 	Lookup *l = g_new0(Lookup, 1);
@@ -164,7 +149,7 @@ static void prepare_run(Op *op, void *ctx)
 	loop_work(lookup_work, lookup_done, l);
 }
 
-static void prepare_cancel(Op *op, void *ctx)
+void start_prepare_cancel(Op *op, void *ctx)
 {
 	Start *s = ctx;
 
@@ -173,7 +158,7 @@ static void prepare_cancel(Op *op, void *ctx)
 	s->lookup = NULL;
 }
 
-static void prepare_undo(Op *op, void *ctx)
+void start_prepare_undo(Op *op, void *ctx)
 {
 	Start *s = ctx;
 
@@ -196,7 +181,7 @@ static void disks_done(void *arg, const GError *err)
 		op_next(s->op);
 }
 
-static void disks_run(Op *op, void *ctx)
+void start_disks_run(Op *op, void *ctx)
 {
 	Start *s = ctx;
 
@@ -205,7 +190,7 @@ static void disks_run(Op *op, void *ctx)
 		op_next(op);
 }
 
-static void disks_cancel(Op *op, void *ctx)
+void start_disks_cancel(Op *op, void *ctx)
 {
 	Start *s = ctx;
 
@@ -267,6 +252,8 @@ static bool spawn(Start *s, GError **err)
 	}
 	q->accel = qemu_accel(q->base.spec);
 	qemu_fill_args(q, q->accel, &args);
+	if (s->wake)
+		qemu_wake_args(s->wake, &args);
 	qemu_argv(&args, argv);
 	g_ptr_array_add(argv, NULL);
 	const ProcSpec spec = {
@@ -275,7 +262,7 @@ static bool spawn(Start *s, GError **err)
 		.out_fd = log,
 		.err_fd = log,
 		.fds = s->fds,
-		.n_fds = N_SOCKETS,
+		.n_fds = QEMU_N_SOCKETS,
 	};
 	s->spawning = proc_start(&spec, spawned, s, qemu_exited, q);
 	close(log);
@@ -329,10 +316,13 @@ static void died_in_start(QemuVm *q)
 {
 	Start *s = q->start;
 
-	op_fail(s->op, death_error(q));
+	if (s->wake)
+		qemu_wake_fail(s, death_error(q));
+	else
+		op_fail(s->op, death_error(q));
 }
 
-static void spawn_run(Op *op, void *ctx)
+void start_spawn_run(Op *op, void *ctx)
 {
 	Start *s = ctx;
 	GError *err = NULL;
@@ -344,7 +334,7 @@ static void spawn_run(Op *op, void *ctx)
 	op_fail(op, err);
 }
 
-static void spawn_cancel(Op *op, void *ctx)
+void start_spawn_cancel(Op *op, void *ctx)
 {
 	Start *s = ctx;
 
@@ -358,13 +348,14 @@ static void spawn_undone(QemuVm *q)
 	const Start *s = q->start;
 	Op *op = s->op;
 	const int status = q->exit_status;
+	const QemuEnd end = s->wake ? qemu_wake_end(s) : (QemuEnd){ VM_STOPPED, "start-failed" };
 
 	qemu_forget(q);
-	backend_gone(&q->base, VM_STOPPED, "start-failed", status);
+	backend_gone(&q->base, end.state, end.reason, status);
 	op_next(op);
 }
 
-static void spawn_undo(Op *op, void *ctx)
+void start_spawn_undo(Op *op, void *ctx)
 {
 	Start *s = ctx;
 	QemuVm *q = s->q;
@@ -429,6 +420,8 @@ static void running(Start *s)
 	q->lost = NULL;
 	backend_state(&q->base, VM_RUNNING, NULL);
 	qemu_ip_start(q);
+	if (s->wake)
+		qemu_wake_running(s);
 	op_next(s->op);
 }
 
@@ -466,9 +459,8 @@ static bool has_ports(const Spec *spec)
 
 /* All at once, and before QEMU is up: it answers in order, and the start waits for one answer only.
  */
-static void monitor_run(Op *op, void *ctx)
+void start_connect(Start *s)
 {
-	Start *s = ctx;
 	QemuVm *q = s->q;
 
 	q->lost = lost_in_start;
@@ -480,38 +472,50 @@ static void monitor_run(Op *op, void *ctx)
 		s->ports = qmp_execute(q->qmp, "human-monitor-command", args, ports_answered, s);
 	}
 	qemu_report_vnc(q);
-	s->cont = qmp_execute(q->qmp, "cont", NULL, cont_answered, s);
 	qemu_connect_guest(q, 0);
 }
 
-static void monitor_drop(Start *s)
+void start_cont(Start *s)
+{
+	s->cont = qmp_execute(s->q->qmp, "cont", NULL, cont_answered, s);
+}
+
+static void monitor_run(Op *op, void *ctx)
+{
+	start_connect(ctx);
+	start_cont(ctx);
+}
+
+void start_drop(Start *s)
 {
 	qmp_cancel(&s->kvm);
 	qmp_cancel(&s->ports);
 	qmp_cancel(&s->cont);
 	timer_stop(&s->dying);
 	g_clear_error(&s->lost);
+	if (s->wake)
+		qemu_wake_drop(s->wake);
 }
 
-static void monitor_cancel(Op *op, void *ctx)
+void start_monitor_cancel(Op *op, void *ctx)
 {
-	monitor_drop(ctx);
+	start_drop(ctx);
 }
 
-static void monitor_undo(Op *op, void *ctx)
+void start_monitor_undo(Op *op, void *ctx)
 {
 	Start *s = ctx;
 
-	monitor_drop(s);
+	start_drop(s);
 	qemu_disconnect(s->q);
 	op_next(op);
 }
 
 static const Step steps[] = {
-	{ "prepare", prepare_run, prepare_cancel, prepare_undo },
-	{ "disks", disks_run, disks_cancel, NULL },
-	{ "spawn", spawn_run, spawn_cancel, spawn_undo },
-	{ "monitor", monitor_run, monitor_cancel, monitor_undo },
+	{ "prepare", start_prepare_run, start_prepare_cancel, start_prepare_undo },
+	{ "disks", start_disks_run, start_disks_cancel, NULL },
+	{ "spawn", start_spawn_run, start_spawn_cancel, start_spawn_undo },
+	{ "monitor", monitor_run, start_monitor_cancel, start_monitor_undo },
 	{ 0 },
 };
 
@@ -520,6 +524,8 @@ static void start_free(void *ctx)
 	Start *s = ctx;
 
 	close_fds(s);
+	if (s->wake)
+		qemu_wake_free(s->wake);
 	if (s->q)
 		s->q->start = NULL;
 	g_free(s);
@@ -531,18 +537,20 @@ void qemu_start_abandon(QemuVm *q)
 
 	if (!s)
 		return;
-	prepare_cancel(s->op, s);
-	disks_cancel(s->op, s);
-	spawn_cancel(s->op, s);
-	monitor_drop(s);
+	start_prepare_cancel(s->op, s);
+	start_disks_cancel(s->op, s);
+	start_spawn_cancel(s->op, s);
+	start_drop(s);
 	s->q = NULL;
 }
 
-void qemu_start(BackendVm *bv, Op *op)
+void start_begin(BackendVm *bv, Op *op, const Step *table, QemuWake *wake)
 {
 	Start *s;
 
 	if (qemu_of(bv)->proc) {
+		if (wake)
+			qemu_wake_free(wake);
 		op_fail(op, err_new(EBUSY,
 				    "the QEMU of a start before, process %d, was killed and "
 				    "has not ended: storage that it uses does not answer",
@@ -552,8 +560,14 @@ void qemu_start(BackendVm *bv, Op *op)
 	s = g_new0(Start, 1);
 	s->q = qemu_of(bv);
 	s->op = op;
-	for (int i = 0; i < N_SOCKETS; i++)
+	for (int i = 0; i < QEMU_N_SOCKETS; i++)
 		s->fds[i] = -1;
+	s->wake = wake;
 	s->q->start = s;
-	op_steps(op, steps, s, start_free);
+	op_steps(op, table, s, start_free);
+}
+
+void qemu_start(BackendVm *bv, Op *op)
+{
+	start_begin(bv, op, steps, NULL);
 }

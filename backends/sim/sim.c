@@ -14,38 +14,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "backends/backend.h"
+#include "backends/sim/sim.h"
 #include "vmfs/err.h"
 #include "vmfs/loop.h"
 #include "vmfs/specval.h"
 
-#define MAX_MS (24u * 3600 * 1000)
+#define MAX_MS	 (24u * 3600 * 1000)
+#define MAX_WORD 1024
 
-typedef enum FaultKind { FAULT_NONE, FAULT_FAIL, FAULT_HANG, FAULT_SLOW } FaultKind;
-
-typedef struct Fault {
-	FaultKind kind;
-	int code;    /* FAULT_FAIL */
-	uint64_t ms; /* FAULT_SLOW */
-} Fault;
-
-typedef struct SimVm {
-	BackendVm base;
-	VmState truth; /* what the simulated machine does, whether or not we can reach it */
-	bool lost, ignore_stop, refuse_eject;
-	Fault faults[OP_MAX], ask_faults[ASK_MAX];
-	GQueue asks;	/* of SimAsk: not answered yet */
-	unsigned asked; /* how often it was asked for its counters */
-	Op *op;		/* the one that waits on the timer */
-	Timer *timer, *boot;
-} SimVm;
-
-static SimVm *sim_from(BackendVm *bv)
-{
-	return (SimVm *)bv;
-}
-
-static void tell(SimVm *s, VmState truth, const char *reason)
+void sim_tell(SimVm *s, VmState truth, const char *reason)
 {
 	s->truth = truth;
 	backend_changed(&s->base);
@@ -55,7 +32,7 @@ static void tell(SimVm *s, VmState truth, const char *reason)
 
 static void fail_asks(SimVm *s);
 
-static void gone(SimVm *s, VmState truth, const char *reason, int exit_status)
+void sim_gone(SimVm *s, VmState truth, const char *reason, int exit_status)
 {
 	Op *op = s->op;
 
@@ -111,9 +88,8 @@ static const char *option(const SimVm *s, const char *key)
 
 /* ---- the guest ---- */
 
-static void booted(void *arg)
+void sim_booted(SimVm *s)
 {
-	SimVm *s = arg;
 	const char *ip = option(s, "ip");
 
 	s->boot = NULL;
@@ -122,12 +98,18 @@ static void booted(void *arg)
 		(void)set_ips(s, ip, NULL);
 }
 
+static void booted(void *arg)
+{
+	sim_booted(arg);
+}
+
 static void boot(SimVm *s)
 {
 	const char *after = option(s, "boot");
 	uint64_t ms = 0;
 
 	timer_stop(&s->boot);
+	g_clear_pointer(&s->memory, g_free);
 	backend_agent(&s->base, false);
 	backend_ips(&s->base, NULL);
 	print(s, "sim: boot\n", strlen("sim: boot\n"));
@@ -136,7 +118,7 @@ static void boot(SimVm *s)
 	if (ms)
 		s->boot = timer_start(ms, booted, s);
 	else
-		booted(s);
+		sim_booted(s);
 }
 
 /* ---- questions ---- */
@@ -309,26 +291,36 @@ static void apply(SimVm *s, Op *op)
 	switch (op_kind(op)) {
 	case OP_START:
 		s->lost = false;
-		tell(s, VM_RUNNING, "started");
+		sim_tell(s, VM_RUNNING, "started");
 		boot(s);
 		break;
 	case OP_STOP:
-		gone(s, VM_STOPPED, s->ignore_stop ? "forced" : "guest-shutdown", 0);
+		sim_gone(s, VM_STOPPED, s->ignore_stop ? "forced" : "guest-shutdown", 0);
 		break;
 	case OP_KILL:
 		s->lost = false;
-		gone(s, VM_STOPPED, "killed", SIGKILL);
+		if (vm_saved(s->base.vm)) {
+			sim_kill_memory(s, op);
+			return;
+		}
+		sim_gone(s, VM_STOPPED, "killed", SIGKILL);
 		break;
 	case OP_PAUSE:
-		tell(s, VM_PAUSED, "paused");
+		sim_tell(s, VM_PAUSED, "paused");
 		break;
 	case OP_RESUME:
-		tell(s, VM_RUNNING, "resumed");
+		sim_tell(s, VM_RUNNING, "resumed");
 		break;
 	case OP_REBOOT:
 	case OP_RESET:
 		boot(s);
 		break;
+	case OP_SLEEP:
+		sim_sleep(s, op);
+		return;
+	case OP_WAKE:
+		sim_wake(s, op);
+		return;
 	case OP_APPLY: /* the core keeps what runs */
 	case OP_NONE:
 	case OP_ADOPT:
@@ -410,11 +402,16 @@ static void adopt(BackendVm *bv, Op *op)
 	g_autofree char *truth = run ? g_key_file_get_string(run, "backend", "truth", NULL) : NULL;
 	VmState state = truth ? vm_state_find(truth) : VM_STATE_MAX;
 
+	s->memory = run ? g_key_file_get_string(run, "backend", "memory", NULL) : NULL;
 	if (state == VM_RUNNING || state == VM_PAUSED) {
-		tell(s, state, state == VM_RUNNING ? "adopted" : "paused");
-		booted(s);
+		sim_tell(s, state, state == VM_RUNNING ? "adopted" : "paused");
+		sim_booted(s);
+	} else if (vm_saved(bv->vm)) {
+		/* If it was being woken, it has not run. */
+		(void)vm_set_saved(bv->vm, SAVED_ASLEEP, NULL, NULL);
+		sim_gone(s, VM_ASLEEP, "slept", -1);
 	} else {
-		gone(s, VM_STOPPED, "undone", -1);
+		sim_gone(s, VM_STOPPED, "undone", -1);
 	}
 	op_ok(op);
 }
@@ -424,6 +421,8 @@ static void save(const BackendVm *bv, GKeyFile *run)
 	const SimVm *s = (const SimVm *)bv;
 
 	g_key_file_set_string(run, "backend", "truth", vm_state_name(s->truth));
+	if (s->memory)
+		g_key_file_set_string(run, "backend", "memory", s->memory);
 }
 
 static void fini(BackendVm *bv)
@@ -433,6 +432,7 @@ static void fini(BackendVm *bv)
 	timer_stop(&s->timer);
 	timer_stop(&s->boot);
 	fail_asks(s);
+	sim_saved_abandon(s);
 }
 
 /* A guest whose terminal echoes. */
@@ -543,18 +543,27 @@ static bool guest_order(SimVm *s, const char *word, const char *rest, bool *know
 		g_autofree char *line = g_strconcat(rest, "\n", NULL);
 
 		print(s, line, strlen(line));
+	} else if (!strcmp(word, "remember")) {
+		g_free(s->memory);
+		s->memory = g_strndup(rest, MAX_WORD);
+		backend_changed(&s->base);
+	} else if (!strcmp(word, "recall")) {
+		g_autofree char *line =
+			g_strconcat("memory: ", s->memory ? s->memory : "", "\n", NULL);
+
+		print(s, line, strlen(line));
 	} else if (!strcmp(word, "ip"))
 		return set_ips(s, rest, err);
 	else if (!strcmp(word, "agent"))
 		backend_agent(&s->base, !strcmp(rest, "up"));
 	else if (!strcmp(word, "poweroff"))
-		gone(s, VM_STOPPED, "guest-shutdown", 0);
+		sim_gone(s, VM_STOPPED, "guest-shutdown", 0);
 	else if (!strcmp(word, "reboot"))
 		boot(s);
 	else if (!strcmp(word, "panic"))
-		gone(s, VM_CRASHED, "guest-panic", 0);
+		sim_gone(s, VM_CRASHED, "guest-panic", 0);
 	else if (!strcmp(word, "die"))
-		gone(s, VM_CRASHED, "signal-9", SIGKILL);
+		sim_gone(s, VM_CRASHED, "signal-9", SIGKILL);
 	else
 		*known = false;
 	return true;
@@ -571,6 +580,10 @@ static bool control(BackendVm *bv, char *line, GError **err)
 	if (!strcmp(first, "fail") || !strcmp(first, "hang") || !strcmp(first, "slow") ||
 	    !strcmp(first, "ok"))
 		return set_fault(s, word, n, err);
+	if (!strcmp(line, "disk full") || !strcmp(line, "disk ok")) {
+		s->disk_full = !strcmp(line, "disk full");
+		return true;
+	}
 	if (!strcmp(line, "refuse eject") || !strcmp(line, "allow eject")) {
 		s->refuse_eject = *first == 'r';
 		return true;
@@ -598,6 +611,7 @@ const BackendClass sim_class = {
 		[OP_START] = run_op, [OP_STOP] = run_op, [OP_KILL] = run_op, [OP_PAUSE] = run_op,
 		[OP_RESUME] = run_op, [OP_REBOOT] = run_op, [OP_RESET] = run_op, [OP_ADOPT] = adopt,
 		[OP_APPLY] = run_op,
+		[OP_SLEEP] = run_op, [OP_WAKE] = run_op,
 	},
 	.can_apply = can_apply,
 	.console_write = console_write,

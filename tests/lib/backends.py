@@ -38,6 +38,20 @@ class Sim:
         """What to type, and what the guest then prints."""
         return "hello from the keyboard\n", "hello from the keyboard"
 
+    def remember(self, vm, word):
+        """Have the guest keep a word in its memory."""
+        vm.sim(f"remember {word}")
+
+    def recall(self, vm):
+        """The word that it has; '' for none."""
+        console = vm.follow("console")
+        vm.sim("print tell")
+        vm.sim("recall")
+        console.expect("^tell$")
+        word = console.expect(r"^memory: (.*)$")[1]
+        console.close()
+        return word
+
     def crash(self, vm):
         vm.sim("die")
 
@@ -90,6 +104,20 @@ class Qemu:
 
     def type(self):
         return "echo typed-$((40 + 2))\n", "typed-42"
+
+    def _shell(self, vm, line, pattern):
+        console = vm.follow("console")
+        self.asked = getattr(self, "asked", 0) + 1
+        vm.write("console", f"{line}; echo done-$(({self.asked}+0))\n", 0)
+        found = console.expect(pattern.replace("DONE", f"done-{self.asked}"), 60)
+        console.close()
+        return found
+
+    def remember(self, vm, word):
+        self._shell(vm, f"word={word}", "^DONE")
+
+    def recall(self, vm):
+        return self._shell(vm, "echo word:$word:", r"^word:([^$]*):\s+DONE")[1]
 
     def crash(self, vm):
         os.kill(vm.pid, signal.SIGKILL)

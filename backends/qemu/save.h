@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Memory and devices of a VM as a stream of bytes, and the operations made of that. */
+#pragma once
+
+#include "backends/qemu/qemu.h"
+#include "vmfs/savedir.h"
+
+typedef struct QemuStream QemuStream;
+typedef void (*QemuStreamFn)(void *arg, const GError *err);
+
+/*
+ * Set QEMU up for it, before anything waits. live: the guest may go on while it is saved, from when
+ * its state is known; that QEMU does by itself, and not everywhere, which the answer tells. shared:
+ * memory that is shared with a file is left out.
+ */
+QmpSlot *qemu_stream_prepare(QemuVm *q, bool live, bool shared, QmpFn fn, void *arg);
+/* done is called once unless it is forgotten first. fd is taken; op (or NULL) gets the progress. */
+QemuStream *qemu_stream_out(QemuVm *q, Op *op, int fd, QemuStreamFn done, void *arg);
+QemuStream *qemu_stream_in(QemuVm *q, Op *op, int fd, QemuStreamFn done, void *arg);
+/* Clears *s, which may be NULL. QEMU goes on with it. */
+void qemu_stream_forget(QemuStream **s);
+/* Have QEMU stop it; done (whatever err says) is called when it has. */
+void qemu_stream_abort(QemuVm *q, QemuStreamFn done, void *arg);
+/*
+ * The machine type by which a later QEMU makes the same devices, as a fact for a manifest:
+ * "machine pc-q35-7.2".
+ */
+QmpSlot *qemu_ask_machine(QemuVm *q, QmpFn fn, void *arg);
+void qemu_add_machine_fact(GPtrArray *facts, const json_t *result);
+/* MIGRATION has come. */
+void qemu_stream_event(QemuVm *q, const char *status);
+
+/* sleep.c */
+void qemu_sleep(BackendVm *bv, Op *op);
+void qemu_sleep_abandon(QemuVm *q);
+/* The directory of what it sleeps in; owned by the caller. */
+char *qemu_sleep_dir(QemuVm *q);

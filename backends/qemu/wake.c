@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Waking: a start whose memory comes from a file. Its checksum is looked at while QEMU comes up and
+ * loads it, and the vCPUs run only if it is right; until then nothing is lost by a failure, and the
+ * VM is asleep again. Loop thread only.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "backends/qemu/save.h"
+#include "backends/qemu/start.h"
+#include "vmfs/err.h"
+#include "vmfs/log.h"
+#include "vmfs/savedir.h"
+
+#define CLOCK_TIMEOUT_MS 5000
+
+struct QemuWake {
+	char *dir;
+	char *machine;
+	int memory; /* the file; -1: none, or given to QEMU */
+	int64_t slept_s;
+	SaveJob *verify;
+	QemuStream *stream;
+	SavedNote *note;
+	bool verified, loaded;
+	GError *bad;	    /* what the checksums say; tells more than: */
+	GError *load_error; /* what QEMU says */
+	bool waiting;	    /* the step waits for both */
+	bool ran;	    /* the vCPUs were told to */
+};
+
+/* ---- memory: the file, its machine, and its checksum ---- */
+
+static void both(Start *s)
+{
+	QemuWake *w = s->wake;
+
+	if (!w->waiting || !w->verified)
+		return;
+	if (w->bad)
+		op_fail(s->op, g_steal_pointer(&w->bad));
+	else if (w->load_error)
+		op_fail(s->op, g_steal_pointer(&w->load_error));
+	else if (w->loaded) {
+		w->waiting = false;
+		op_next(s->op);
+	}
+}
+
+static void verified(void *arg, const Manifest *m, const GError *err)
+{
+	Start *s = arg;
+
+	s->wake->verify = NULL;
+	if (err)
+		s->wake->bad = err_new(err_code(err),
+				       "its memory cannot be used: %s; 'kill' "
+				       "gives it up",
+				       err->message);
+	s->wake->verified = true;
+	both(s);
+}
+
+static bool open_memory(QemuWake *w, GError **err)
+{
+	const int dir = savedir_open(w->dir, err);
+	g_autoptr(GBytes) text = NULL;
+	g_autoptr(Manifest) m = NULL;
+	const char *machine;
+	struct stat st;
+	gsize len;
+
+	if (dir < 0)
+		return false;
+	text = savedir_get(dir, SAVEDIR_MANIFEST, SAVEDIR_MAX_MANIFEST, err);
+	if (text)
+		m = manifest_parse(g_bytes_get_data(text, &len), g_bytes_get_size(text), err);
+	if (m)
+		w->memory = savedir_open_file(dir, SAVEDIR_MEMORY, err);
+	close(dir);
+	if (w->memory < 0)
+		return false;
+	machine = manifest_fact(m, "machine");
+	/* An option of QEMU's is made of it. */
+	if (machine && savedir_is_name(machine))
+		w->machine = g_strdup(machine);
+	if (!fstat(w->memory, &st))
+		w->slept_s = MAX(0, g_get_real_time() / G_USEC_PER_SEC - st.st_mtim.tv_sec);
+	return true;
+}
+
+static void memory_run(Op *op, void *ctx)
+{
+	Start *s = ctx;
+	GError *err = NULL;
+
+	if (!open_memory(s->wake, &err)) {
+		op_fail(op, err_new(err_code(err),
+				    "its memory cannot be used: %s; 'kill' gives it "
+				    "up",
+				    err->message));
+		g_error_free(err);
+		return;
+	}
+	s->wake->verify = savedir_verify(s->wake->dir, verified, s);
+	op_next(op);
+}
+
+static void memory_cancel(Op *op, void *ctx)
+{
+	qemu_wake_drop(((Start *)ctx)->wake);
+}
+
+static void memory_undo(Op *op, void *ctx)
+{
+	qemu_wake_drop(((Start *)ctx)->wake);
+	op_next(op);
+}
+
+/* ---- load ---- */
+
+static void loaded(void *arg, const GError *err)
+{
+	Start *s = arg;
+	QemuWake *w = s->wake;
+
+	w->stream = NULL;
+	/* A QEMU that cannot load it ends, and says why in its log. */
+	if (err && !qmp_is_alive(s->q->qmp))
+		return;
+	w->loaded = !err;
+	if (err)
+		w->load_error = g_error_copy(err);
+	both(s);
+}
+
+void qemu_wake_fail(Start *s, GError *take)
+{
+	QemuWake *w = s->wake;
+
+	if (!w->waiting || w->bad) {
+		op_fail(s->op, w->bad ? g_steal_pointer(&w->bad) : g_error_copy(take));
+		g_error_free(take);
+		return;
+	}
+	g_clear_error(&w->load_error);
+	w->load_error = take;
+	both(s);
+}
+
+static void load_run(Op *op, void *ctx)
+{
+	Start *s = ctx;
+	QemuWake *w = s->wake;
+
+	start_connect(s);
+	(void)qemu_stream_prepare(s->q, false, false, NULL, NULL);
+	w->stream = qemu_stream_in(s->q, op, w->memory, loaded, s);
+	w->memory = -1;
+	w->waiting = true;
+}
+
+/* ---- mark and run ---- */
+
+static void marked(void *arg, const GError *err)
+{
+	Start *s = arg;
+
+	s->wake->note = NULL;
+	if (err)
+		op_fail(s->op, g_error_copy(err));
+	else
+		op_next(s->op);
+}
+
+static void mark_run(Op *op, void *ctx)
+{
+	Start *s = ctx;
+
+	s->wake->note = vm_set_saved(qemu_vm(s->q), SAVED_WAKING, marked, s);
+}
+
+/* A QEMU that refused to let the vCPUs run is still there. */
+static void mark_undo(Op *op, void *ctx)
+{
+	const Start *s = ctx;
+
+	if (!s->wake->ran || (!s->q->exited && qmp_is_alive(s->q->qmp)))
+		(void)vm_set_saved(qemu_vm(s->q), SAVED_ASLEEP, NULL, NULL);
+	op_next(op);
+}
+
+static void run_run(Op *op, void *ctx)
+{
+	Start *s = ctx;
+
+	s->wake->ran = true;
+	start_cont(s);
+}
+
+QemuEnd qemu_wake_end(const Start *s)
+{
+	if (vm_saved(qemu_vm(s->q)) == SAVED_ASLEEP)
+		return (QemuEnd){ VM_ASLEEP, "wake-failed" };
+	return (QemuEnd){ VM_CRASHED, "wake-failed" };
+}
+
+static void dropped(void *arg, const Manifest *m, const GError *err)
+{
+}
+
+void qemu_wake_running(Start *s)
+{
+	QemuVm *q = s->q;
+	g_autofree char *late = g_strdup_printf("late %" G_GINT64_FORMAT " s, no guest agent has "
+						"set it yet",
+						s->wake->slept_s);
+
+	(void)savedir_drop(s->wake->dir, dropped, NULL);
+	backend_fact(&q->base, "clock", late);
+	q->clock_is_late = true;
+	qemu_set_clock(q);
+}
+
+static void clock_set(void *arg, const json_t *result, const GError *err)
+{
+	QemuVm *q = arg;
+
+	if (err) {
+		log_info("%s: the clock: %s", vm_name(qemu_vm(q)), err->message);
+		return;
+	}
+	q->clock_is_late = false;
+	backend_fact(&q->base, "clock", NULL);
+}
+
+void qemu_set_clock(QemuVm *q)
+{
+	json_t *args;
+
+	if (!q->clock_is_late || !q->agent || !agent_is_open(q->agent))
+		return;
+	args = json_object();
+	json_object_set_new(args, "time", json_integer(g_get_real_time() * 1000));
+	agent_request(q->agent, "guest-set-time", args, false, CLOCK_TIMEOUT_MS, clock_set, q);
+}
+
+static const Step steps[] = {
+	{ "prepare", start_prepare_run, start_prepare_cancel, start_prepare_undo },
+	{ "disks", start_disks_run, start_disks_cancel, NULL },
+	{ "memory", memory_run, memory_cancel, memory_undo },
+	{ "spawn", start_spawn_run, start_spawn_cancel, start_spawn_undo },
+	{ "load", load_run, start_monitor_cancel, start_monitor_undo },
+	{ "mark", mark_run, start_monitor_cancel, mark_undo },
+	{ "run", run_run, start_monitor_cancel, NULL },
+	{ 0 },
+};
+
+void qemu_wake_args(const QemuWake *w, QemuArgs *args)
+{
+	args->machine = w->machine;
+	args->incoming = true;
+}
+
+void qemu_wake_drop(QemuWake *w)
+{
+	savedir_cancel(&w->verify);
+	qemu_stream_forget(&w->stream);
+	vm_saved_forget(&w->note);
+	g_clear_error(&w->load_error);
+	g_clear_error(&w->bad);
+	w->waiting = false;
+}
+
+void qemu_wake_free(QemuWake *w)
+{
+	qemu_wake_drop(w);
+	if (w->memory >= 0)
+		close(w->memory);
+	g_free(w->machine);
+	g_free(w->dir);
+	g_free(w);
+}
+
+void qemu_wake(BackendVm *bv, Op *op)
+{
+	QemuWake *w = g_new0(QemuWake, 1);
+
+	w->dir = qemu_sleep_dir(qemu_of(bv));
+	w->memory = -1;
+	start_begin(bv, op, steps, w);
+}

@@ -1,0 +1,566 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Files are opened relative to the open directory, never by a path that its owner could bend. What
+ * reads them whole runs in the pool, on a job of its own.
+ */
+#include "vmfs/savedir.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/evp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "vmfs/err.h"
+#include "vmfs/loop.h"
+
+#define HEADER	   "# vmfs snapshot "
+#define VERSION	   "1"
+#define CHUNK	   (1u << 20)
+#define SHA256_HEX 64
+
+/* ---- the manifest ---- */
+
+static void saved_file_free(void *arg)
+{
+	SavedFile *f = arg;
+
+	g_free(f->name);
+	g_free(f);
+}
+
+static Manifest *manifest_new(void)
+{
+	Manifest *m = g_rc_box_new0(Manifest);
+
+	m->files = g_ptr_array_new_with_free_func(saved_file_free);
+	m->facts = g_ptr_array_new_with_free_func(g_free);
+	return m;
+}
+
+static void manifest_clear(void *arg)
+{
+	Manifest *m = arg;
+
+	g_ptr_array_unref(m->files);
+	g_ptr_array_unref(m->facts);
+}
+
+void manifest_unref(Manifest *m)
+{
+	g_rc_box_release_full(m, manifest_clear);
+}
+
+static SavedFile *find_file(const Manifest *m, const char *name)
+{
+	for (guint i = 0; i < m->files->len; i++) {
+		SavedFile *f = m->files->pdata[i];
+
+		if (!strcmp(f->name, name))
+			return f;
+	}
+	return NULL;
+}
+
+const SavedFile *manifest_file(const Manifest *m, const char *name)
+{
+	return find_file(m, name);
+}
+
+const char *manifest_fact(const Manifest *m, const char *key)
+{
+	const size_t len = strlen(key);
+
+	for (guint i = 0; i < m->facts->len; i++) {
+		const char *fact = m->facts->pdata[i];
+
+		if (!strncmp(fact, key, len) && fact[len] == ' ')
+			return fact + len + 1;
+	}
+	return NULL;
+}
+
+bool savedir_is_name(const char *name)
+{
+	const size_t len = strlen(name);
+
+	if (!len || len > SAVEDIR_MAX_NAME || !g_ascii_isalnum(*name))
+		return false;
+	for (size_t i = 0; i < len; i++)
+		if (!g_ascii_isalnum(name[i]) && !strchr("._-", name[i]))
+			return false;
+	return true;
+}
+
+static SavedFile *add_file(Manifest *m, const char *name)
+{
+	SavedFile *f = g_new0(SavedFile, 1);
+
+	f->name = g_strdup(name);
+	f->size = UINT64_MAX;
+	g_ptr_array_add(m->files, f);
+	return f;
+}
+
+static bool parse_sum(Manifest *m, const char *line, GError **err)
+{
+	const char *name = line + SHA256_HEX + 2;
+
+	if (strspn(line, "0123456789abcdef") != SHA256_HEX || line[SHA256_HEX] != ' ' ||
+	    !line[SHA256_HEX + 1] || !savedir_is_name(name) || !strcmp(name, SAVEDIR_MANIFEST))
+		return err_set(err, EBADMSG, "manifest: '%.100s' is not a checksum and a name",
+			       line);
+	if (find_file(m, name))
+		return err_set(err, EBADMSG, "manifest: two checksums of '%s'", name);
+	if (m->files->len == SAVEDIR_MAX_FILES)
+		return err_set(err, EBADMSG, "manifest: more than %d files", SAVEDIR_MAX_FILES);
+	memcpy(add_file(m, name)->sha256, line, SHA256_HEX);
+	return true;
+}
+
+/* "# size 1048576 memory" tells how much there is to come; sha256sum(1) takes it for a comment. */
+static void parse_sizes(Manifest *m)
+{
+	for (guint i = 0; i < m->facts->len; i++) {
+		const char *fact = m->facts->pdata[i];
+		char *end;
+		guint64 size;
+		SavedFile *f;
+
+		if (!g_str_has_prefix(fact, "size "))
+			continue;
+		size = g_ascii_strtoull(fact + 5, &end, 10);
+		f = *end == ' ' ? find_file(m, end + 1) : NULL;
+		if (f)
+			f->size = size;
+	}
+}
+
+Manifest *manifest_parse(const char *data, size_t len, GError **err)
+{
+	g_autofree char *text = g_strndup(data, MIN(len, SAVEDIR_MAX_MANIFEST));
+	g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+	g_autoptr(Manifest) m = manifest_new();
+	guint i;
+
+	if (!g_str_has_prefix(text, HEADER)) {
+		(void)err_set(err, EBADMSG, "manifest: it does not begin with '" HEADER "'");
+		return NULL;
+	}
+	if (strcmp(lines[0] + strlen(HEADER), VERSION)) {
+		(void)err_set(
+			err, ENOTSUP,
+			"manifest: made by another version of vmfs: format %.20s, not " VERSION,
+			lines[0] + strlen(HEADER));
+		return NULL;
+	}
+	for (i = 1; lines[i]; i++) {
+		if (g_str_has_prefix(lines[i], "# "))
+			g_ptr_array_add(m->facts, g_strdup(lines[i] + 2));
+		else if (*lines[i] && !parse_sum(m, lines[i], err))
+			return NULL;
+	}
+	/* The last line has an end, or more is to come. */
+	if (*lines[i - 1] || !m->files->len) {
+		(void)err_set(err, EBADMSG, "manifest: it is incomplete");
+		return NULL;
+	}
+	parse_sizes(m);
+	return g_steal_pointer(&m);
+}
+
+static GBytes *manifest_text(const Manifest *m)
+{
+	GString *out = g_string_new(HEADER VERSION "\n");
+	gsize len;
+
+	for (guint i = 0; i < m->facts->len; i++)
+		g_string_append_printf(out, "# %s\n", (char *)m->facts->pdata[i]);
+	for (guint i = 0; i < m->files->len; i++) {
+		const SavedFile *f = m->files->pdata[i];
+		g_string_append_printf(out, "# size %" G_GUINT64_FORMAT " %s\n", f->size, f->name);
+	}
+	for (guint i = 0; i < m->files->len; i++) {
+		const SavedFile *f = m->files->pdata[i];
+		g_string_append_printf(out, "%s  %s\n", f->sha256, f->name);
+	}
+	len = out->len;
+	return g_bytes_new_take(g_string_free(out, FALSE), len);
+}
+
+/* ---- files ---- */
+
+int savedir_open(const char *path, GError **err)
+{
+	const int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+
+	if (fd < 0)
+		(void)err_set(err, errno, "cannot open %s: %s", path, g_strerror(errno));
+	return fd;
+}
+
+int savedir_make(const char *path, uid_t uid, gid_t gid, GError **err)
+{
+	int fd;
+
+	if (mkdir(path, 0700)) {
+		(void)err_set(err, errno, "cannot make %s: %s", path, g_strerror(errno));
+		return -1;
+	}
+	fd = savedir_open(path, err);
+	if (fd >= 0 && geteuid() == 0 && fchown(fd, uid, gid)) {
+		(void)err_set(err, errno, "cannot give %s away: %s", path, g_strerror(errno));
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+int savedir_create(int dir, const char *name, uid_t uid, gid_t gid, GError **err)
+{
+	const int fd = openat(dir, name,
+			      O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_NOCTTY | O_CLOEXEC, 0600);
+
+	if (fd < 0) {
+		(void)err_set(err, errno, "cannot make '%s': %s", name, g_strerror(errno));
+		return -1;
+	}
+	if (geteuid() == 0 && fchown(fd, uid, gid)) {
+		(void)err_set(err, errno, "cannot give '%s' away: %s", name, g_strerror(errno));
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+int savedir_open_file(int dir, const char *name, GError **err)
+{
+	const int fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	struct stat st;
+
+	if (fd < 0) {
+		(void)err_set(err, errno, "'%s': %s", name, g_strerror(errno));
+		return -1;
+	}
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_nlink != 1) {
+		(void)err_set(err, EACCES, "'%s' is not a file of its own", name);
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+static int write_all(int fd, const char *data, size_t len)
+{
+	while (len) {
+		const ssize_t n = write(fd, data, len);
+
+		if (n < 0 && errno != EINTR)
+			return errno;
+		if (n > 0) {
+			data += n;
+			len -= (size_t)n;
+		}
+	}
+	return 0;
+}
+
+bool savedir_put(int dir, const char *name, GBytes *data, uid_t uid, gid_t gid, GError **err)
+{
+	gsize len;
+	const char *bytes = g_bytes_get_data(data, &len);
+	const int fd = savedir_create(dir, name, uid, gid, err);
+	int code;
+
+	if (fd < 0)
+		return false;
+	code = write_all(fd, bytes, len);
+	if (!code && fsync(fd))
+		code = errno;
+	if (close(fd) && !code)
+		code = errno;
+	return !code || err_set(err, code, "cannot write '%s': %s", name, g_strerror(code));
+}
+
+GBytes *savedir_get(int dir, const char *name, size_t max, GError **err)
+{
+	const int fd = savedir_open_file(dir, name, err);
+	g_autofree char *buf = NULL;
+	size_t len = 0;
+	ssize_t n = 0;
+
+	if (fd < 0)
+		return NULL;
+	buf = g_malloc(max + 1);
+	while (len <= max && (n = read(fd, buf + len, max + 1 - len)) > 0)
+		len += (size_t)n;
+	close(fd);
+	if (n < 0 || len > max) {
+		(void)err_set(err, n < 0 ? errno : EFBIG, "'%s': %s", name,
+			      n < 0 ? g_strerror(errno) : "it is too large");
+		return NULL;
+	}
+	return g_bytes_new_take(g_steal_pointer(&buf), len);
+}
+
+void savedir_remove(const char *path)
+{
+	const int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	const struct dirent *e;
+
+	while (d && (e = readdir(d)))
+		if (strcmp(e->d_name, ".") && strcmp(e->d_name, ".."))
+			(void)unlinkat(dirfd(d), e->d_name, 0);
+	if (d)
+		closedir(d);
+	(void)rmdir(path);
+}
+
+/* ---- the pool ---- */
+
+typedef enum SaveKind { SEAL, VERIFY, DROP } SaveKind;
+
+struct SaveJob {
+	SaveKind kind;
+	char *path;
+	uid_t uid;
+	gid_t gid;
+	Manifest *manifest; /* SEAL: with the facts */
+	GError *err;
+	gint cancelled; /* atomic, as is percent */
+	gint percent;
+	uint64_t total, seen; /* bytes */
+	SaveDone done;
+	void *arg;
+};
+
+static bool count(SaveJob *j, size_t n, GError **err)
+{
+	j->seen += n;
+	if (j->total)
+		g_atomic_int_set(&j->percent, (gint)(j->seen * 100 / j->total));
+	return !g_atomic_int_get(&j->cancelled) || err_set(err, ECANCELED, "cancelled");
+}
+
+/* The checksum of a file as hexadecimal text, and its size. */
+static bool hash_file(SaveJob *j, int fd, const char *name, char sha256[SHA256_HEX + 1],
+		      uint64_t *size, GError **err)
+{
+	EVP_MD_CTX *md = EVP_MD_CTX_new();
+	g_autofree unsigned char *buf = g_malloc(CHUNK);
+	unsigned char sum[EVP_MAX_MD_SIZE];
+	unsigned len = 0;
+	ssize_t n = 0;
+	bool ok = md && EVP_DigestInit_ex(md, EVP_sha256(), NULL);
+
+	*size = 0;
+	while (ok && (n = read(fd, buf, CHUNK)) > 0) {
+		*size += (uint64_t)n;
+		ok = count(j, (size_t)n, err) && EVP_DigestUpdate(md, buf, (size_t)n);
+	}
+	if (n < 0)
+		ok = err_set(err, errno, "cannot read '%s': %s", name, g_strerror(errno));
+	ok = ok && EVP_DigestFinal_ex(md, sum, &len) && len == SHA256_HEX / 2;
+	EVP_MD_CTX_free(md);
+	for (unsigned i = 0; ok && i < len; i++)
+		g_snprintf(sha256 + 2 * i, 3, "%02x", sum[i]);
+	if (!ok && err && !*err)
+		return err_set(err, EIO, "cannot make the checksum of '%s'", name);
+	return ok;
+}
+
+static bool seal_file(SaveJob *j, int dir, SavedFile *f, GError **err)
+{
+	const int fd = savedir_open_file(dir, f->name, err);
+	bool ok;
+
+	if (fd < 0)
+		return false;
+	/* The disk works while we do. */
+	(void)sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+	ok = hash_file(j, fd, f->name, f->sha256, &f->size, err);
+	if (ok && fdatasync(fd))
+		ok = err_set(err, errno, "'%s': %s", f->name, g_strerror(errno));
+	close(fd);
+	return ok;
+}
+
+static gint by_name(gconstpointer a, gconstpointer b)
+{
+	const SavedFile *x = *(SavedFile *const *)a, *y = *(SavedFile *const *)b;
+
+	return strcmp(x->name, y->name);
+}
+
+static bool list_files(SaveJob *j, int dir, GError **err)
+{
+	const int fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	const struct dirent *e;
+	struct stat st;
+
+	if (!d)
+		return err_set(err, errno, "%s: %s", j->path, g_strerror(errno));
+	while ((e = readdir(d)) && j->manifest->files->len < SAVEDIR_MAX_FILES) {
+		if (!savedir_is_name(e->d_name) || !strcmp(e->d_name, SAVEDIR_MANIFEST))
+			continue;
+		if (!fstatat(dir, e->d_name, &st, AT_SYMLINK_NOFOLLOW))
+			j->total += (uint64_t)st.st_size;
+		add_file(j->manifest, e->d_name);
+	}
+	closedir(d);
+	g_ptr_array_sort(j->manifest->files, by_name);
+	return true;
+}
+
+static bool seal(SaveJob *j, int dir, GError **err)
+{
+	g_autoptr(GBytes) text = NULL;
+
+	if (!list_files(j, dir, err))
+		return false;
+	for (guint i = 0; i < j->manifest->files->len; i++)
+		if (!seal_file(j, dir, j->manifest->files->pdata[i], err))
+			return false;
+	text = manifest_text(j->manifest);
+	if (!savedir_put(dir, SAVEDIR_MANIFEST, text, j->uid, j->gid, err))
+		return false;
+	return !fsync(dir) || err_set(err, errno, "%s: %s", j->path, g_strerror(errno));
+}
+
+static bool verify_file(SaveJob *j, int dir, const SavedFile *f, GError **err)
+{
+	char sha256[SHA256_HEX + 1] = "";
+	uint64_t size;
+	const int fd = savedir_open_file(dir, f->name, err);
+	bool ok;
+
+	if (fd < 0) {
+		if (err && err_code(*err) == ENOENT) {
+			g_clear_error(err);
+			return err_set(err, EBADMSG, "'%s' is missing", f->name);
+		}
+		return false;
+	}
+	ok = hash_file(j, fd, f->name, sha256, &size, err);
+	close(fd);
+	if (!ok)
+		return false;
+	if (f->size != UINT64_MAX && size != f->size)
+		return err_set(err, EBADMSG,
+			       "'%s' has %" G_GUINT64_FORMAT " bytes, not the %" G_GUINT64_FORMAT
+			       " that its manifest says",
+			       f->name, size, f->size);
+	return !strcmp(sha256, f->sha256) ||
+	       err_set(err, EBADMSG, "'%s' is damaged: its checksum is not that of the manifest",
+		       f->name);
+}
+
+static bool verify(SaveJob *j, int dir, GError **err)
+{
+	g_autoptr(GBytes) text = savedir_get(dir, SAVEDIR_MANIFEST, SAVEDIR_MAX_MANIFEST, err);
+	gsize len;
+	const char *data;
+
+	if (!text)
+		return false;
+	data = g_bytes_get_data(text, &len);
+	j->manifest = manifest_parse(data ? data : "", len, err);
+	if (!j->manifest)
+		return false;
+	for (guint i = 0; i < j->manifest->files->len; i++) {
+		const SavedFile *f = j->manifest->files->pdata[i];
+		if (f->size != UINT64_MAX && f->size < (1ull << 50))
+			j->total += f->size;
+	}
+	for (guint i = 0; i < j->manifest->files->len; i++)
+		if (!verify_file(j, dir, j->manifest->files->pdata[i], err))
+			return false;
+	return true;
+}
+
+static void work(void *arg)
+{
+	SaveJob *j = arg;
+	int dir;
+
+	if (j->kind == DROP) {
+		savedir_remove(j->path);
+		return;
+	}
+	dir = savedir_open(j->path, &j->err);
+	if (dir < 0)
+		return;
+	(void)(j->kind == SEAL ? seal(j, dir, &j->err) : verify(j, dir, &j->err));
+	close(dir);
+}
+
+static void worked(void *arg)
+{
+	SaveJob *j = arg;
+
+	if (!g_atomic_int_get(&j->cancelled))
+		j->done(j->arg, j->err ? NULL : j->manifest, j->err);
+	g_clear_error(&j->err);
+	if (j->manifest)
+		manifest_unref(j->manifest);
+	g_free(j->path);
+	g_free(j);
+}
+
+static SaveJob *job_new(SaveKind kind, const char *path, SaveDone done, void *arg)
+{
+	SaveJob *j = g_new0(SaveJob, 1);
+
+	j->kind = kind;
+	j->path = g_strdup(path);
+	j->done = done;
+	j->arg = arg;
+	return j;
+}
+
+SaveJob *savedir_seal(const char *path, uid_t uid, gid_t gid, const GPtrArray *facts, SaveDone done,
+		      void *arg)
+{
+	SaveJob *j = job_new(SEAL, path, done, arg);
+
+	j->uid = uid;
+	j->gid = gid;
+	j->manifest = manifest_new();
+	for (guint i = 0; i < facts->len; i++)
+		g_ptr_array_add(j->manifest->facts, g_strdup(facts->pdata[i]));
+	loop_work(work, worked, j);
+	return j;
+}
+
+SaveJob *savedir_verify(const char *path, SaveDone done, void *arg)
+{
+	SaveJob *j = job_new(VERIFY, path, done, arg);
+
+	loop_work(work, worked, j);
+	return j;
+}
+
+SaveJob *savedir_drop(const char *path, SaveDone done, void *arg)
+{
+	SaveJob *j = job_new(DROP, path, done, arg);
+
+	loop_work(work, worked, j);
+	return j;
+}
+
+unsigned savedir_percent(const SaveJob *job)
+{
+	return (unsigned)CLAMP(g_atomic_int_get(&job->percent), 0, 100);
+}
+
+void savedir_cancel(SaveJob **job)
+{
+	if (*job)
+		g_atomic_int_set(&(*job)->cancelled, 1);
+	*job = NULL;
+}

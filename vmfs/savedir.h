@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The directory of a saved machine: memory, disks, the spec it ran with, and a manifest of them
+ * with checksums, in the format of sha256sum(1). It is in the data directory of a VM, whose owner
+ * may put anything there: links are not followed, and nothing in it is believed before its
+ * checksums are.
+ */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define SAVEDIR_MANIFEST "manifest"
+#define SAVEDIR_MEMORY	 "memory"
+#define SAVEDIR_SPEC	 "spec.yaml"
+
+#define SAVEDIR_MAX_FILES    100
+#define SAVEDIR_MAX_NAME     100
+#define SAVEDIR_MAX_MANIFEST (64u << 10) /* bytes */
+#define SAVEDIR_MAX_SPEC     (256u << 10)
+
+typedef struct SavedFile {
+	char *name;
+	uint64_t size; /* UINT64_MAX: not told */
+	char sha256[65];
+} SavedFile;
+
+/* Counted: g_rc_box. */
+typedef struct Manifest {
+	GPtrArray *files; /* of SavedFile */
+	GPtrArray *facts; /* "key value" strings */
+} Manifest;
+
+Manifest *manifest_parse(const char *text, size_t len, GError **err);
+void manifest_unref(Manifest *m);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Manifest, manifest_unref)
+/* NULL: there is none of that name. */
+const SavedFile *manifest_file(const Manifest *m, const char *name);
+const char *manifest_fact(const Manifest *m, const char *key);
+
+/* A name that a file in such a directory may have. */
+bool savedir_is_name(const char *name);
+
+/* An open directory, -1 and err. What it holds belongs to the user given. */
+int savedir_make(const char *path, uid_t uid, gid_t gid, GError **err);
+int savedir_open(const char *path, GError **err);
+
+/* A new file; one that is there (for reading). -1 and err; the descriptor is the caller's. */
+int savedir_create(int dir, const char *name, uid_t uid, gid_t gid, GError **err);
+int savedir_open_file(int dir, const char *name, GError **err);
+bool savedir_put(int dir, const char *name, GBytes *data, uid_t uid, gid_t gid, GError **err);
+/* At most max bytes. */
+GBytes *savedir_get(int dir, const char *name, size_t max, GError **err);
+
+/* Blocks for as long as the file system needs for large files: pool only. */
+void savedir_remove(const char *path);
+
+/*
+ * What takes long. done is called once, later, unless cancelled first, with err or the manifest;
+ * both are borrowed.
+ */
+typedef struct SaveJob SaveJob;
+typedef void (*SaveDone)(void *arg, const Manifest *m, const GError *err);
+
+/*
+ * Make the manifest of all files that are in it, and see to it that all of it is safe on the disk.
+ * facts are "key value" strings, copied.
+ */
+SaveJob *savedir_seal(const char *path, uid_t uid, gid_t gid, const GPtrArray *facts, SaveDone done,
+		      void *arg);
+/* EBADMSG when a file is missing or is not what the manifest says. */
+SaveJob *savedir_verify(const char *path, SaveDone done, void *arg);
+/* savedir_remove(); err is always NULL, and so is the manifest. */
+SaveJob *savedir_drop(const char *path, SaveDone done, void *arg);
+unsigned savedir_percent(const SaveJob *job);
+/* Clears *job, which may be NULL. The work ends soon, and nobody is told. */
+void savedir_cancel(SaveJob **job);
