@@ -277,6 +277,19 @@ def test_links_and_moves_between_vms(fs, vm):
         os.rename(vm / "scratch", other / "scratch")
 
 
+def test_seek_in_a_directory(fs, vm):
+    """Any offset, also one that no listing gave."""
+    for path in (fs.mnt, vm.dir, vm / ".io", fs.mnt / ".vmfs", fs.mnt / ".vmfs/backends"):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for offset in (1, 3, 20, 100, 255, 257, 300, 2**31, 2**32 + 5, 2**62):
+                os.lseek(fd, offset, os.SEEK_SET)
+                os.listdir(fd)
+        finally:
+            os.close(fd)
+    assert vm.state == "stopped"
+
+
 def test_scratch_files(vm):
     """As editors leave them: any other name, in memory, and no meaning."""
     path = vm / ".spec.yaml.swp"

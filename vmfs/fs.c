@@ -120,6 +120,16 @@ bool fs_ref(fuse_req_t req, fuse_ino_t ino, NodeRef *r)
 	return false;
 }
 
+bool fs_ref_dir(fuse_req_t req, fuse_ino_t ino, NodeRef *r)
+{
+	if (!fs_ref(req, ino, r))
+		return false;
+	if (r->node->dir)
+		return true;
+	fuse_reply_err(req, ENOTDIR);
+	return false;
+}
+
 /*
  * libfuse calls this with the request locked, perhaps from within fuse_req_interrupt_func(): the
  * answer, which frees the request, has to wait until it has returned.

@@ -101,7 +101,7 @@ void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
 	Caller who;
 	Change *c;
 
-	if (!fs_ref(req, parent, &dir) || take_published(req, PUBLISH_MKDIR, &dir, name, NULL))
+	if (!fs_ref_dir(req, parent, &dir) || take_published(req, PUBLISH_MKDIR, &dir, name, NULL))
 		return;
 	if (!dir.node->dir->make) {
 		fuse_reply_err(req, EPERM);
@@ -119,7 +119,8 @@ void fs_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const cha
 	Caller who;
 	Change *c;
 
-	if (!fs_ref(req, parent, &dir) || take_published(req, PUBLISH_SYMLINK, &dir, name, NULL))
+	if (!fs_ref_dir(req, parent, &dir) ||
+	    take_published(req, PUBLISH_SYMLINK, &dir, name, NULL))
 		return;
 	if (!dir.node->dir->link) {
 		fuse_reply_err(req, EPERM);
@@ -165,7 +166,7 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	NodeRef dir, r;
 
-	if (!fs_ref(req, parent, &dir) || take_published(req, PUBLISH_RMDIR, &dir, name, NULL))
+	if (!fs_ref_dir(req, parent, &dir) || take_published(req, PUBLISH_RMDIR, &dir, name, NULL))
 		return;
 	if (!node_lookup(&dir, name, &r))
 		fuse_reply_err(req, ENOENT);
@@ -207,7 +208,7 @@ void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	NodeRef dir, r;
 
-	if (!fs_ref(req, parent, &dir) || take_published(req, PUBLISH_UNLINK, &dir, name, NULL))
+	if (!fs_ref_dir(req, parent, &dir) || take_published(req, PUBLISH_UNLINK, &dir, name, NULL))
 		return;
 	if (!node_lookup(&dir, name, &r)) {
 		fuse_reply_err(req, ENOENT);
@@ -329,7 +330,7 @@ void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
 	bool exists, replied = false;
 	int err;
 
-	if (!fs_ref(req, parent, &dir) || !fs_ref(req, newparent, &newdir))
+	if (!fs_ref_dir(req, parent, &dir) || !fs_ref_dir(req, newparent, &newdir))
 		return;
 	if (parent == newparent && take_published(req, PUBLISH_RENAME, &dir, name, newname))
 		return;

@@ -150,7 +150,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 	Handle *h;
 	int err = 0;
 
-	if (!fs_ref(req, parent, &dir))
+	if (!fs_ref_dir(req, parent, &dir))
 		return;
 	if (dir.node != root_node.dir->child) {
 		fuse_reply_err(req, EPERM);

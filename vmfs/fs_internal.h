@@ -19,6 +19,8 @@ void fs_reply_entry(fuse_req_t req, const NodeRef *r);
 double fs_attr_timeout(const NodeRef *r); /* seconds */
 /* Decode an inode number, or answer ESTALE and return false. */
 bool fs_ref(fuse_req_t req, fuse_ino_t ino, NodeRef *r);
+/* The same of a directory; ENOTDIR when it is none. */
+bool fs_ref_dir(fuse_req_t req, fuse_ino_t ino, NodeRef *r);
 
 /*
  * A request that waits. end() is called, never from within fs_park(), when its caller was hit by a

@@ -287,7 +287,7 @@ static void list(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, bool pl
 	char name[256];
 	NodeRef dir, r;
 
-	if (!fs_ref(req, ino, &dir))
+	if (!fs_ref_dir(req, ino, &dir))
 		return;
 	for (; at < DOTS; at++, used += n) {
 		n = add_dot(req, buf + used, size - used, at, &dir, plus);

@@ -117,15 +117,25 @@ bool node_lookup(const NodeRef *dir, const char *name, NodeRef *ret)
 	return true;
 }
 
+/* NULL past the last: lseek(2) takes any number for a cookie. */
+static const Node *row_at(const Dir *d, uint64_t n)
+{
+	const Node *row = d->rows;
+
+	while (row && row->name && n--)
+		row++;
+	return row && row->name ? row : NULL;
+}
+
 bool node_list(const NodeRef *dir, uint64_t *cookie, char name[256], NodeRef *ret)
 {
 	const Dir *d = dir->node->dir;
 	uint32_t n;
 
 	for (; *cookie < STATIC_ROWS; (*cookie)++) {
-		const Node *row = d->rows ? &d->rows[*cookie] : NULL;
+		const Node *row = row_at(d, *cookie);
 
-		if (!row || !row->name) {
+		if (!row) {
 			*cookie = STATIC_ROWS;
 			break;
 		}

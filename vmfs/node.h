@@ -94,8 +94,8 @@ struct Node {
 struct Dir {
 	const Node *rows;  /* ended by a row without a name */
 	const Node *child; /* row of the objects; NULL: none */
-	/* The object that follows number `after`: its number, and its name (copied into name). 0:
-	 * no more. */
+	/* The object that follows number `after` (any: lseek(2) gives it): its number, and its name
+	 * (copied into name). 0: no more. */
 	uint32_t (*next)(const NodeRef *dir, uint32_t after, char name[256]);
 	uint32_t (*find)(const NodeRef *dir, const char *name); /* 0: none */
 

@@ -50,10 +50,13 @@ static const Backend *backend_of(const NodeRef *r)
 static uint32_t next_backend(const NodeRef *dir, uint32_t after, char name[256])
 {
 	(void)dir;
-	if (!backends[after])
-		return 0;
-	g_strlcpy(name, backends[after]->cls->name, 256);
-	return after + 1;
+	for (uint32_t i = 0; backends[i]; i++) {
+		if (i < after)
+			continue;
+		g_strlcpy(name, backends[i]->cls->name, 256);
+		return i + 1;
+	}
+	return 0;
 }
 
 static uint32_t find_backend(const NodeRef *dir, const char *name)

@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Any requests, in any order, with the sim backend behind. The kernel is trusted to form them
+ * well, so each is built from the input's bytes: opcode, file, handle, name, payload. What one
+ * input made is there for the next, as in a daemon that lives long. No request gets two answers.
+ */
+#define FUSE_USE_VERSION 314
+#include <fcntl.h>
+#include <ftw.h>
+#include <fuse_lowlevel.h>
+#include <linux/fuse.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "vmfs/document.h"
+#include "vmfs/fs.h"
+#include "vmfs/loop.h"
+#include "vmfs/node.h"
+#include "vmfs/registry.h"
+#include "vmfs/store.h"
+
+#define MAX_KNOWN 32 /* files and handles that later requests can name */
+#define ASKED	  4096
+
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static struct {
+	char dir[32];
+	int kernel; /* the other end of what is /dev/fuse elsewhere */
+	uint64_t unique;
+	uint8_t opcode[ASKED]; /* of the last requests, by unique; 0: answered */
+	uint64_t nodes[MAX_KNOWN], handles[MAX_KNOWN];
+	unsigned n_nodes, n_handles;
+} f;
+
+/* What is left of the input. */
+typedef struct Bytes {
+	const uint8_t *at;
+	size_t left;
+} Bytes;
+
+static uint64_t take(Bytes *b, size_t n)
+{
+	uint64_t v = 0;
+
+	for (; n && b->left; n--, b->at++, b->left--)
+		v = v << 8 | *b->at;
+	return v;
+}
+
+static void put(GByteArray *out, const void *data, size_t len)
+{
+	g_byte_array_append(out, data, (guint)len);
+}
+
+static void put_bytes(GByteArray *out, Bytes *b, size_t len)
+{
+	const size_t n = MIN(len, b->left);
+
+	put(out, b->at, n);
+	b->at += n;
+	b->left -= n;
+}
+
+/* Mostly a name that means something. */
+static void put_name(GByteArray *out, Bytes *b)
+{
+	static const char *const names[] = {
+		"v",
+		"w",
+		"x",
+		".vmfs",
+		"state",
+		"spec.yaml",
+		"spec.yaml.rej",
+		"status",
+		".io",
+		"console",
+		"events",
+		"wait",
+		"ip",
+		"sim",
+		"list",
+		"backends",
+		"hosts",
+		"local",
+		"snapshots",
+		"disks",
+		"exec",
+		"j",
+		"cmd",
+		"stdin",
+		"nics",
+		"images",
+		"stats",
+		"keys",
+		"4913",
+		"spec.yaml~",
+		"spec.yam!",
+		"..",
+	};
+	const uint64_t which = take(b, 1);
+
+	if (which < 224) {
+		const char *name = names[which % G_N_ELEMENTS(names)];
+
+		put(out, name, strlen(name) + 1);
+		return;
+	}
+	for (uint64_t n = take(b, 1) % 64 + 1; n; n--) {
+		/* Neither of these comes in a name. */
+		uint8_t c = (uint8_t)take(b, 1);
+
+		c = c == '/' || !c ? 'n' : c;
+		put(out, &c, 1);
+	}
+	put(out, "", 1);
+}
+
+/* Files that the daemon has told of: the kernel names no others, though some may be gone by now. */
+static uint64_t pick_node(Bytes *b)
+{
+	return f.nodes[take(b, 1) % f.n_nodes];
+}
+
+/* A handle may be of a former daemon. */
+static uint64_t pick_handle(Bytes *b)
+{
+	const uint64_t which = take(b, 1);
+
+	return which == 255 || !f.n_handles ? take(b, 8) : f.handles[which % f.n_handles];
+}
+
+static void learn(uint64_t *known, unsigned *n, uint64_t v)
+{
+	known[*n < MAX_KNOWN ? (*n)++ : v % MAX_KNOWN] = v;
+}
+
+static void put_payload(GByteArray *out, Bytes *b, uint32_t opcode)
+{
+	const uint64_t fh = pick_handle(b);
+
+	switch (opcode) {
+	case FUSE_SETATTR: {
+		struct fuse_setattr_in in = { .valid = (uint32_t)take(b, 2), .fh = fh };
+		in.size = take(b, 2);
+		in.mode = (uint32_t)take(b, 2);
+		in.uid = in.gid = (uint32_t)take(b, 1);
+		put(out, &in, sizeof in);
+		return;
+	}
+	case FUSE_MKDIR: {
+		const struct fuse_mkdir_in in = { .mode = (uint32_t)take(b, 2) };
+		put(out, &in, sizeof in);
+		put_name(out, b);
+		return;
+	}
+	case FUSE_RENAME2: {
+		const struct fuse_rename2_in in = { .newdir = pick_node(b),
+						    .flags = (uint32_t)take(b, 1) & 3 };
+		put(out, &in, sizeof in);
+		put_name(out, b);
+		put_name(out, b);
+		return;
+	}
+	case FUSE_SYMLINK:
+		put_name(out, b);
+		put_name(out, b);
+		return;
+	case FUSE_LOOKUP:
+	case FUSE_UNLINK:
+	case FUSE_RMDIR:
+		put_name(out, b);
+		return;
+	case FUSE_OPEN:
+	case FUSE_OPENDIR: {
+		/* No creation, which is CREATE's. */
+		const struct fuse_open_in in = {
+			.flags = (uint32_t)take(b, 2) &
+				 (O_ACCMODE | O_TRUNC | O_NONBLOCK | O_APPEND),
+		};
+		put(out, &in, sizeof in);
+		return;
+	}
+	case FUSE_CREATE: {
+		const struct fuse_create_in in = { .flags = O_RDWR | O_CREAT, .mode = 0100600 };
+		put(out, &in, sizeof in);
+		put_name(out, b);
+		return;
+	}
+	case FUSE_READ:
+	case FUSE_READDIR:
+	case FUSE_READDIRPLUS: {
+		const struct fuse_read_in in = { .fh = fh,
+						 .offset = take(b, 2),
+						 .size = (uint32_t)take(b, 2),
+						 .flags = take(b, 1) & 1 ? O_NONBLOCK : 0 };
+		put(out, &in, sizeof in);
+		return;
+	}
+	case FUSE_WRITE: {
+		const size_t len = MIN(take(b, 1), b->left);
+		const struct fuse_write_in in = { .fh = fh,
+						  .offset = take(b, 1),
+						  .size = (uint32_t)MIN(len, b->left) };
+		put(out, &in, sizeof in);
+		put_bytes(out, b, in.size);
+		return;
+	}
+	case FUSE_FLUSH: {
+		const struct fuse_flush_in in = { .fh = fh };
+		put(out, &in, sizeof in);
+		return;
+	}
+	case FUSE_RELEASE:
+	case FUSE_RELEASEDIR: {
+		const struct fuse_release_in in = { .fh = fh };
+		put(out, &in, sizeof in);
+		return;
+	}
+	case FUSE_FSYNC: {
+		const struct fuse_fsync_in in = { .fh = fh };
+		put(out, &in, sizeof in);
+		return;
+	}
+	case FUSE_POLL: {
+		const struct fuse_poll_in in = { .fh = fh, .kh = take(b, 1), .flags = 1 };
+		put(out, &in, sizeof in);
+		return;
+	}
+	case FUSE_INTERRUPT: {
+		const struct fuse_interrupt_in in = { .unique = f.unique - take(b, 1) };
+		put(out, &in, sizeof in);
+		return;
+	}
+	case FUSE_GETATTR: {
+		const struct fuse_getattr_in in = { .fh = fh };
+		put(out, &in, sizeof in);
+		return;
+	}
+	case FUSE_FORGET: {
+		const struct fuse_forget_in in = { .nlookup = take(b, 1) };
+		put(out, &in, sizeof in);
+		return;
+	}
+	default:
+		return;
+	}
+}
+
+static void send_request(uint32_t opcode, uint64_t node, const GByteArray *payload)
+{
+	const struct fuse_in_header head = { .len = (uint32_t)(sizeof head + payload->len),
+					     .opcode = opcode,
+					     .unique = f.unique += 2,
+					     .nodeid = node,
+					     .pid = (uint32_t)getpid() };
+	g_autoptr(GByteArray) all = g_byte_array_new();
+
+	put(all, &head, sizeof head);
+	put(all, payload->data, payload->len);
+	f.opcode[f.unique / 2 % ASKED] = opcode == FUSE_FORGET ? 0 : (uint8_t)opcode;
+	if (send(f.kernel, all->data, all->len, 0) < 0)
+		abort();
+}
+
+static void learn_from(const struct fuse_out_header *head)
+{
+	uint8_t *opcode = &f.opcode[head->unique / 2 % ASKED];
+	const void *body = head + 1;
+
+	/* A word of the daemon's own, to the kernel. */
+	if (!head->unique)
+		return;
+	if (!*opcode)
+		abort();
+	if (!head->error && (*opcode == FUSE_LOOKUP || *opcode == FUSE_MKDIR ||
+			     *opcode == FUSE_SYMLINK || *opcode == FUSE_CREATE))
+		learn(f.nodes, &f.n_nodes, ((const struct fuse_entry_out *)body)->nodeid);
+	if (!head->error && *opcode == FUSE_CREATE)
+		body = (const struct fuse_entry_out *)body + 1;
+	if (!head->error && (*opcode == FUSE_OPEN || *opcode == FUSE_CREATE))
+		learn(f.handles, &f.n_handles, ((const struct fuse_open_out *)body)->fh);
+	*opcode = 0;
+}
+
+static void take_answers(void)
+{
+	static uint64_t answer[(2u << 20) / 8];
+
+	(void)uv_run(loop_get(), UV_RUN_NOWAIT);
+	while (recv(f.kernel, answer, sizeof answer, MSG_DONTWAIT) > 0)
+		learn_from((const struct fuse_out_header *)answer);
+}
+
+static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	(void)st;
+	(void)type;
+	(void)ftw;
+	return remove(path);
+}
+
+static void clean_up(void)
+{
+	(void)nftw(f.dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+static void ended(void *arg)
+{
+	(void)arg;
+	abort();
+}
+
+static void mount_to(int fd)
+{
+	g_autofree char *mountpoint = g_strdup_printf("/dev/fd/%d", fd);
+	const FsOptions options = { .mountpoint = mountpoint,
+				    .fuse_options = "default_permissions",
+				    .ended = ended };
+	const struct fuse_init_in init = { .major = FUSE_KERNEL_VERSION,
+					   .minor = 40,
+					   .max_readahead = 65536,
+					   .flags = ~0u & ~(FUSE_INIT_EXT) };
+	g_autoptr(GByteArray) payload = g_byte_array_new();
+
+	if (!fs_mount(&options, NULL))
+		abort();
+	fs_serve();
+	put(payload, &init, sizeof init);
+	send_request(FUSE_INIT, 0, payload);
+	take_answers();
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+	static const RegistryConfig config = { 1, 1000 };
+	g_autofree char *state = NULL, *runtime = NULL;
+	Backend *sim = backend_find("sim");
+	int fds[2], room = 4 << 20;
+
+	(void)argc;
+	(void)argv;
+	(void)signal(SIGPIPE, SIG_IGN);
+	node_init();
+	loop_init();
+	g_strlcpy(f.dir, "/tmp/vmfs-fuzz-XXXXXX", sizeof f.dir);
+	if (!g_mkdtemp(f.dir) || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds))
+		abort();
+	(void)atexit(clean_up);
+	(void)setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+	(void)setsockopt(fds[1], SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+	f.kernel = fds[1];
+	state = g_build_filename(f.dir, "s", NULL);
+	runtime = g_build_filename(f.dir, "r", NULL);
+	vm_config.runtime_dir = g_strdup(runtime);
+	if (!store_open(state, runtime, NULL))
+		abort();
+	document_set_mountpoint("/nowhere");
+	registry_load(&config);
+	sim->status = g_string_new(NULL);
+	sim->cls->probe(sim);
+	vm_all.changed = fs_changed;
+	learn(f.nodes, &f.n_nodes, FUSE_ROOT_ID);
+	mount_to(fds[0]);
+	return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	static const uint8_t opcodes[] = {
+		FUSE_LOOKUP,  FUSE_GETATTR,   FUSE_SETATTR,	FUSE_READLINK,	 FUSE_SYMLINK,
+		FUSE_MKDIR,   FUSE_UNLINK,    FUSE_RMDIR,	FUSE_RENAME2,	 FUSE_OPEN,
+		FUSE_READ,    FUSE_WRITE,     FUSE_FLUSH,	FUSE_RELEASE,	 FUSE_FSYNC,
+		FUSE_OPENDIR, FUSE_READDIR,   FUSE_READDIRPLUS, FUSE_RELEASEDIR, FUSE_CREATE,
+		FUSE_POLL,    FUSE_INTERRUPT, FUSE_FORGET,	FUSE_LOOKUP,	 FUSE_OPEN,
+		FUSE_WRITE,   FUSE_READ,      FUSE_MKDIR,
+	};
+	Bytes b = { data, size };
+
+	while (b.left) {
+		g_autoptr(GByteArray) payload = g_byte_array_new();
+		const uint32_t opcode = opcodes[take(&b, 1) % sizeof opcodes];
+		const uint64_t node = pick_node(&b);
+
+		put_payload(payload, &b, opcode);
+		send_request(opcode, node, payload);
+		take_answers();
+	}
+	take_answers();
+	return 0;
+}
