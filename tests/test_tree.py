@@ -21,9 +21,11 @@ FILES = {
     "id": "r",
     "cmdline": "r",
     "stats": "r",
+    "keys": "w",
     "console.log": "r",
     "sim": "rw",
     "console": "link",
+    "monitor": "link",
     "events": "link",
     "wait": "link",
 }
