@@ -114,6 +114,7 @@ void backend_pid(BackendVm *bv, pid_t pid);
 
 /* What a backend may ask of a VM. */
 const char *vm_name(const Vm *vm);
+const char *vm_instance_id(const Vm *vm);
 unsigned vm_id(const Vm *vm);
 uid_t vm_uid(const Vm *vm);
 gid_t vm_gid(const Vm *vm);

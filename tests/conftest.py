@@ -13,7 +13,7 @@ sys.dont_write_bytecode = True
 
 import pytest
 
-pytest.register_assert_rewrite("lib.util", "lib.vm", "lib.daemon", "lib.backends")
+pytest.register_assert_rewrite("lib.util", "lib.vm", "lib.daemon", "lib.backends", "lib.guest")
 
 from lib.backends import BACKENDS, Qemu, Sim
 from lib.daemon import BINARY, ROOT, Vmfs

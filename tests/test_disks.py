@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Base images and their names, and the disks that are made of them."""
+import json
 import os
 import shutil
-from errno import EACCES, EBUSY, EEXIST, EINVAL, EISDIR, ENOENT, EPERM
+import subprocess
+from errno import (EACCES, EBUSY, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOSPC, EOPNOTSUPP, EPERM,
+                   errorcode)
+from pathlib import Path
 
 import pytest
 
-from lib.util import exists, fails
+from lib.guest import run, started
+from lib.util import exists, fails, until
 
 MIB = 1 << 20
 
@@ -96,7 +101,7 @@ def test_many_names(fs, images):
     for n in range(1000):
         (images / f"n{n}").symlink_to("/x")
     assert len(os.listdir(images)) == 1000
-    with fails(28):  # ENOSPC
+    with fails(ENOSPC):
         (images / "more").symlink_to("/x")
     (images / "n7").unlink()
     (images / "more").symlink_to("/x")
@@ -203,3 +208,285 @@ def test_store_that_is_full(fs, images):
     assert os.listdir(images) == ["a"] and os.readlink(images / "a") == "/x"
     assert images.stat().st_mode & 0o777 == 0o755
     state.rmdir()
+
+
+# Files of disks, with real machines
+
+qemu_only = pytest.mark.qemu
+HEAD = "backend: qemu\naccel: tcg\nmemory: 256MiB\n"
+
+
+def qemu_img(*args):
+    return subprocess.run(["qemu-img", *map(str, args)], check=True, capture_output=True,
+                          text=True).stdout
+
+
+def info(path):
+    return json.loads(qemu_img("info", "-U", "--output=json", path))
+
+
+@pytest.fixture
+def boot(guest):
+    """The beginning of a spec whose guest needs no disk."""
+    return (f"{HEAD}boot:\n  kernel: {guest.kernel}\n  initrd: {guest.initrd}\n"
+            f"  cmdline: console=ttyS0 quiet\ndisks:\n")
+
+
+@pytest.fixture
+def data(fs):
+    """The data directory of the one VM that there is."""
+    def find():
+        return next(fs.state.glob("vms/*/data"))
+    return find
+
+
+@qemu_only
+def test_overlay_is_what_qemu_img_makes(fs, images, guest, boot, data):
+    """By name, of a qcow2 and of a raw image, and larger than that."""
+    (images / "small").symlink_to(guest.disk)
+    size = info(guest.disk)["virtual-size"]
+    vm = fs.vm("web1", f"{boot}  root: {{image: small}}\n"
+                       f"  big: {{image: {guest.rawdisk}, size: 1TiB}}\n")
+    vm.do("start")
+    vm.do("kill")
+    root, big = info(data() / "root.qcow2"), info(data() / "big.qcow2")
+    assert root["virtual-size"] == size and big["virtual-size"] == 1 << 40
+    assert root["backing-filename"] == os.path.realpath(guest.disk)
+    assert root["backing-filename-format"] == "qcow2" and big["backing-filename-format"] == "raw"
+    for name in ("root", "big"):
+        assert "No errors" in qemu_img("check", data() / f"{name}.qcow2")
+    assert not list(data().glob("*.new"))
+
+
+@qemu_only
+def test_a_name_that_moves_on(fs, images, guest, boot, data):
+    """Overlays stay with the image that they were made of; another name is another image."""
+    old, new = fs.base / "old.qcow2", fs.base / "new.qcow2"
+    shutil.copyfile(guest.disk, old)
+    shutil.copyfile(guest.disk, new)
+    (images / "deb").symlink_to(old)
+    vm = fs.vm("web1", f"{boot}  root: {{image: deb}}\n")
+    vm.do("start")
+    vm.do("kill")
+    fs.sh(f"ln -sfn {new} .vmfs/images/deb")
+    vm.do("start")
+    vm.do("kill")
+    assert info(data() / "root.qcow2")["backing-filename"] == str(old)
+    (images / "deb").unlink()
+    vm.do("start")
+    vm.do("kill")
+    (images / "other").symlink_to(new)
+    vm.write("spec.yaml", f"{boot}  root: {{image: other}}\n")
+    with fails(EINVAL):
+        vm.do("start")
+    vm.error("EINVAL", "disks.root.image", "a disk of deb", "remove", "root.qcow2")
+    (data() / "root.qcow2").unlink()
+    vm.do("start")
+    vm.do("kill")
+    assert info(data() / "root.qcow2")["backing-filename"] == str(new)
+
+
+@qemu_only
+def test_a_name_that_is_gone(fs, images, guest, boot):
+    (images / "deb").symlink_to(guest.disk)
+    vm = fs.vm("web1", f"{boot}  root: {{image: deb}}\n")
+    (images / "deb").unlink()
+    with fails(ENOENT):
+        vm.do("start")
+    vm.error("ENOENT", "disks.root.image", "no image 'deb'")
+
+
+@qemu_only
+def test_empty_disks(fs, boot, data):
+    """The guest sees them, they are empty, keep what is written, and grow."""
+    def spec(a, b):
+        return f"{boot}  a: {{size: {a}}}\n  b: {{size: {b}, format: raw}}\n"
+    vm = fs.vm("web1", spec("1GiB", "64MiB"))
+    console = started(vm)
+    assert run(vm, console, "cat /sys/block/vda/size") == str(1 << 21)
+    assert run(vm, console, "cat /sys/block/vdb/size") == str(1 << 17)
+    run(vm, console, "for d in vda vdb; do echo kept-$d | dd of=/dev/$d conv=sync; done; sync")
+    vm.do("stop 20")
+    assert (data() / "b.raw").stat().st_size == 64 * MIB
+    vm.write("spec.yaml", spec("2GiB", "128MiB"))
+    console = started(vm)
+    assert run(vm, console, "cat /sys/block/vda/size") == str(1 << 22)
+    assert run(vm, console, "cat /sys/block/vdb/size") == str(1 << 18)
+    assert "kept-vda" in run(vm, console, "head -n1 /dev/vda")
+    assert "kept-vdb" in run(vm, console, "head -n1 /dev/vdb")
+    vm.do("kill")
+    vm.write("spec.yaml", spec("1GiB", "128MiB"))
+    with fails(EINVAL):
+        vm.do("start")
+    vm.error("EINVAL", "disks.a.size", "smaller")
+    vm.write("spec.yaml", boot + "  a: {size: 2GiB, format: raw}\n")
+    with fails(EINVAL):
+        vm.do("start")
+    vm.error("EINVAL", "disks.a.format", "a.qcow2")
+    assert "No errors" in qemu_img("check", data() / "a.qcow2")
+    vm.dir.rmdir()
+    until(lambda: not list(fs.state.glob("vms/*/data")), "the disks are gone")
+
+
+def err_name(errno):
+    return "EOPNOTSUPP" if errno == EOPNOTSUPP else errorcode[errno]
+
+
+def refused(fs, vm, spec, errno, *words):
+    """The start, or already the document; and nothing is left of it."""
+    try:
+        vm.write("spec.yaml", spec)
+    except OSError as e:
+        assert e.errno == errno
+    else:
+        with fails(errno):
+            vm.do("start")
+    sentence = vm.error(err_name(errno), *words)[2]
+    assert vm.state == "stopped" and vm.read("pid") == ""
+    data = next(fs.state.glob("vms/*/data"))
+    assert not [p for p in data.iterdir() if p.suffix in (".new", ".qcow2", ".image", ".iso")]
+    return sentence
+
+
+@qemu_only
+@pytest.mark.parametrize("key", ["image", "file"])
+def test_damaged_images(fs, boot, guest, key):
+    """Truncated by much or by the last cluster, in itself or in what it is based on."""
+    vm, path, top = fs.vm("web1"), fs.base / "base.qcow2", fs.base / "top.qcow2"
+    whole = Path(guest.disk).read_bytes()
+    qemu_img("create", "-qf", "qcow2", "-F", "qcow2", "-b", guest.disk, top)
+    qemu_img("rebase", "-uf", "qcow2", "-F", "qcow2", "-b", "base.qcow2", top)
+    for n in (len(whole) - 65536, len(whole) // 2, 70000, 60):
+        path.write_bytes(whole[:n])
+        for disk in (path, top):
+            words = refused(fs, vm, f"{boot}  root: {{{key}: {disk}}}\n", EINVAL,
+                            f"disks.root.{key}", "truncated")
+            assert "based on" in words or disk == path
+    path.write_bytes(whole)
+    vm.write("spec.yaml", f"{boot}  root: {{{key}: {top}}}\n")
+    vm.do("start")
+
+
+@qemu_only
+def test_what_is_no_image(fs, boot, guest):
+    vm, path = fs.vm("web1"), fs.base / "disk"
+    path.write_bytes(b"KDMV" + bytes(4096))
+    refused(fs, vm, f"{boot}  a: {{image: {path}}}\n", EINVAL, "VMDK", "qemu-img convert")
+    refused(fs, vm, f"{boot}  a: {{file: {path}, format: qcow2}}\n", EINVAL, "not a qcow2 image")
+    refused(fs, vm, f"{boot}  a: {{image: {guest.disk}, size: 1MiB}}\n", EINVAL, "smaller")
+    nbd = fs.base / "nbd.qcow2"
+    qemu_img("create", "-qf", "qcow2", "-uF", "raw", "-b", "nbd:localhost:1", nbd, "1M")
+    refused(fs, vm, f"{boot}  a: {{image: {nbd}}}\n", EOPNOTSUPP, "nbd:localhost:1", "not a file")
+    loop = fs.base / "loop.qcow2"
+    qemu_img("create", "-qf", "qcow2", "-uF", "qcow2", "-b", "loop.qcow2", loop, "1M")
+    refused(fs, vm, f"{boot}  a: {{image: {loop}}}\n", ELOOP, "based on more than")
+
+
+@qemu_only
+@needs_root
+@pytest.mark.daemon("-o", "allow_other")
+def test_chain_that_the_owner_may_not_read(fs, boot, guest):
+    base, top = fs.base / "secret.qcow2", fs.base / "top.qcow2"
+    shutil.copyfile(guest.disk, base)
+    qemu_img("create", "-qf", "qcow2", "-F", "qcow2", "-b", base, top)
+    base.chmod(0o600)
+    top.chmod(0o644)
+    fs.mnt.chmod(0o1777)
+    fs.sh("mkdir web1", user=USER)
+    vm = fs.vm("web1", f"{boot}  root: {{image: {top}}}\n")  # root may read it, the owner not
+    with fails(EACCES):
+        vm.do("start")
+    vm.error("EACCES", "disks.root.image", f"based on {base}", "owner")
+    base.chmod(0o644)
+    vm.do("start")
+    data = next(fs.state.glob("vms/*/data"))
+    assert (data / "root.qcow2").stat().st_uid == USER
+    vm.do("kill")
+
+
+@qemu_only
+def test_image_that_is_open_elsewhere(fs, boot, guest):
+    """Also when nothing in a document tells of it: other programs, and other names."""
+    path, link = fs.base / "disk.qcow2", fs.base / "link.qcow2"
+    shutil.copyfile(guest.disk, path)
+    link.symlink_to(path)
+    writer = fs.vm("writer", f"{boot}  data: {{file: {link}}}\n")
+    reader = fs.vm("reader", f"{boot}  root: {{image: {path}}}\n")
+    writer.do("start")
+    with fails(EBUSY):
+        reader.do("start")
+    reader.error("EBUSY", "disks.root.image", str(path), "for writing")
+    writer.do("kill")
+    reader.do("start")
+    with fails(EBUSY):
+        writer.do("start")
+    writer.error("EBUSY", "disks.data.file", "must not see it change")
+    reader.do("kill")
+    writer.do("start")
+    writer.do("kill")
+
+
+@pytest.fixture
+def tiny(scratch):
+    """A file system of 1 MiB."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", scratch], check=True)
+    yield scratch
+    subprocess.run(["umount", scratch], check=True)
+
+
+@qemu_only
+@needs_root
+def test_no_space(tiny, box, boot, guest):
+    """Half-way through; nothing is left over, and with space it works."""
+    box.state = tiny / "s"
+    vm = box.start().vm("web1", f"{boot}  root: {{image: {guest.disk}}}\n  b: {{size: 1GiB}}\n"
+                                "cloud_init: {user_data: abc}\n")
+    data, fill = next(box.state.glob("vms/*/data")), tiny / "fill"
+    started_with, failed_with = [], []
+    for pages in range(0, 30, 3):
+        left = os.statvfs(tiny)
+        fill.write_bytes(bytes((left.f_bavail - pages) * left.f_bsize))
+        try:
+            vm.do("start")
+            started_with.append(pages)
+            vm.do("kill")
+        except OSError as e:
+            assert e.errno == ENOSPC
+            failed_with.append(pages)
+            fill.unlink()
+            vm.error("ENOSPC")
+            assert vm.state == "stopped"
+            assert {p.name for p in data.iterdir()} <= {"console.log", "root.qcow2", "root.image",
+                                                      "b.qcow2"}
+        fill.unlink(missing_ok=True)
+        for path in data.iterdir():
+            path.unlink()
+    assert started_with and len(failed_with) > 2
+
+
+@qemu_only
+def test_rests_of_a_daemon_that_was_killed(fs, boot, guest, data):
+    """A half-written file is written again, and one that a power cut has emptied as well."""
+    vm = fs.vm("web1", f"{boot}  root: {{image: {guest.disk}}}\n  b: {{size: 1GiB}}\n")
+    for name in ("root", "b"):
+        (data() / f"{name}.qcow2.new").write_bytes(b"half")
+    (data() / "root.image").symlink_to("/other")
+    (data() / "root.qcow2").write_bytes(b"")
+    (data() / "b.qcow2").write_bytes(bytes(262144))
+    vm.do("start")
+    vm.do("kill")
+    assert not list(data().glob("*.new"))
+    for name in ("root", "b"):
+        assert "No errors" in qemu_img("check", data() / f"{name}.qcow2")
+
+
+@qemu_only
+def test_kill_and_start_at_once(fs, boot, guest):
+    """One start after the other is given up: the next one gets what it needs."""
+    vm = fs.vm("web1", f"{boot}  root: {{image: {guest.disk}}}\n")
+    for _ in range(10):
+        vm.write("state", "start\n", os.O_NONBLOCK)
+        vm.do("kill")
+        assert vm.state == "stopped"
+    vm.do("start")
+    assert vm.state == "running"

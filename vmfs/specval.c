@@ -357,3 +357,19 @@ bool specval_is_name(const char *text)
 			return false;
 	return true;
 }
+
+void specval_write_string(GString *out, const char *text)
+{
+	g_string_append_c(out, '"');
+	for (const char *p = text; *p; p = g_utf8_next_char(p)) {
+		const gunichar c = g_utf8_get_char(p);
+
+		if (c == '"' || c == '\\')
+			g_string_append_printf(out, "\\%c", (char)c);
+		else if ((c >= ' ' && c <= '~') || c > 0xffff)
+			g_string_append_unichar(out, c);
+		else
+			g_string_append_printf(out, "\\u%04x", c);
+	}
+	g_string_append_c(out, '"');
+}

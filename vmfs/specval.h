@@ -46,5 +46,7 @@ bool specval_is_image_name(const char *text);
 char *specval_format_size(uint64_t bytes);
 /* In quotes, printable and short, whatever it is. */
 char *specval_quote(const char *text);
+/* Append text in double quotes, as YAML and JSON have it. */
+void specval_write_string(GString *out, const char *text);
 /* The one of names (NULL-terminated) that was probably meant, or NULL. */
 const char *specval_suggest(const char *text, const char *const *names);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "vmfs/specfield.h"
+#include "vmfs/specval.h"
 
 /* What is written: `have`, but for `key`, which is taken from `want`. */
 typedef struct Writer {
@@ -16,27 +17,11 @@ typedef struct Writer {
 static void write_section(const Writer *w, GString *out, const char *prefix, const Section *s,
 			  const void *want, const void *have);
 
-static void write_string(GString *out, const char *text)
-{
-	g_string_append_c(out, '"');
-	for (const char *p = text; *p; p = g_utf8_next_char(p)) {
-		const gunichar c = g_utf8_get_char(p);
-
-		if (c == '"' || c == '\\')
-			g_string_append_printf(out, "\\%c", (char)c);
-		else if ((c >= ' ' && c <= '~') || c > 0xffff)
-			g_string_append_unichar(out, c);
-		else
-			g_string_append_printf(out, "\\u%04x", c);
-	}
-	g_string_append_c(out, '"');
-}
-
 static void begin_pair(GString *out, const char *name)
 {
 	if (out->len && out->str[out->len - 1] != '{')
 		g_string_append(out, ", ");
-	write_string(out, name);
+	specval_write_string(out, name);
 	g_string_append(out, ": ");
 }
 
@@ -57,7 +42,7 @@ static void write_list(GString *out, const GPtrArray *list)
 	g_string_append_c(out, '[');
 	for (unsigned i = 0; i < list->len; i++) {
 		g_string_append(out, i ? ", " : "");
-		write_string(out, list->pdata[i]);
+		specval_write_string(out, list->pdata[i]);
 	}
 	g_string_append_c(out, ']');
 }
@@ -71,7 +56,7 @@ static void write_strings(GString *out, GHashTable *table)
 	g_hash_table_iter_init(&iter, table);
 	while (g_hash_table_iter_next(&iter, &key, &value)) {
 		begin_pair(out, key);
-		write_string(out, value);
+		specval_write_string(out, value);
 	}
 	g_string_append_c(out, '}');
 }
@@ -86,7 +71,7 @@ static void write_value(GString *out, const Field *f, const void *slot)
 	case FIELD_CHOICE:
 		memcpy(&count, slot, sizeof(count));
 		begin_pair(out, f->name);
-		write_string(out, f->choices[count]);
+		specval_write_string(out, f->choices[count]);
 		return;
 	case FIELD_COUNT:
 		memcpy(&count, slot, sizeof(count));
@@ -133,7 +118,7 @@ static void write_value(GString *out, const Field *f, const void *slot)
 	else if (f->type == FIELD_STRINGS)
 		write_strings(out, (GHashTable *)pointer);
 	else
-		write_string(out, pointer);
+		specval_write_string(out, pointer);
 }
 
 static const void *find_named(const GPtrArray *objects, const char *name)

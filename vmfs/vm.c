@@ -58,7 +58,14 @@ Vm *vm_new(uint32_t serial, uint32_t id, const char *name)
 	vm->spec = spec_default();
 	vm->exit_status = -1;
 	vm->created = vm->changed = vm->since = vm_now();
+	vm_renew_instance_id(vm);
 	return vm;
+}
+
+void vm_renew_instance_id(Vm *vm)
+{
+	g_free(vm->instance_id);
+	vm->instance_id = g_uuid_string_random();
 }
 
 Vm *vm_ref(Vm *vm)
@@ -111,6 +118,7 @@ void vm_unref(Vm *vm)
 	stream_free(vm->console);
 	stream_free(vm->events);
 	g_free(vm->name);
+	g_free(vm->instance_id);
 	g_free(vm->reason);
 	g_free(vm->error);
 	g_free(vm->data_dir);
@@ -337,6 +345,11 @@ ssize_t vm_type(Vm *vm, const char *data, size_t len)
 const char *vm_name(const Vm *vm)
 {
 	return vm->name;
+}
+
+const char *vm_instance_id(const Vm *vm)
+{
+	return vm->instance_id;
 }
 
 unsigned vm_id(const Vm *vm)

@@ -81,7 +81,8 @@ struct Vm {
 	uint32_t serial; /* never reused; in the inode numbers and in the store */
 	uint32_t id;	 /* small, unique on this host while the VM exists */
 	char *name;
-	char *next_name; /* what it is called at home by now; NULL: the same */
+	char *instance_id; /* by which cloud-init tells a new machine from one it knows */
+	char *next_name;   /* what it is called at home by now; NULL: the same */
 
 	uid_t uid;
 	gid_t gid;
@@ -192,6 +193,11 @@ void vm_save_started(Vm *vm);
 /* Fill in from the store. false: damaged. */
 bool vm_load(Vm *vm);
 bool vm_load_meta(Vm *vm, GBytes *meta);
+/*
+ * Be a new machine to cloud-init at the next start, which then does again what it does once: for a
+ * VM that was made from another. The caller stores it by registry_save_meta().
+ */
+void vm_renew_instance_id(Vm *vm);
 /* Find out about a VM that was live when the former daemon ended. */
 void vm_adopt(Vm *vm);
 

@@ -52,6 +52,7 @@ GBytes *vm_meta(const Vm *vm)
 
 	g_key_file_set_string(file, "vm", "name", vm->name);
 	g_key_file_set_uint64(file, "vm", "id", vm->id);
+	g_key_file_set_string(file, "vm", "instance-id", vm->instance_id);
 	g_key_file_set_uint64(file, "vm", "uid", vm->uid);
 	g_key_file_set_uint64(file, "vm", "gid", vm->gid);
 	g_key_file_set_uint64(file, "vm", "mode", vm->mode);
@@ -124,8 +125,13 @@ bool vm_load_meta(Vm *vm, GBytes *meta)
 {
 	g_autoptr(GKeyFile) file = key_file_parse(meta);
 	g_autofree char *name = file ? g_key_file_get_string(file, "vm", "name", NULL) : NULL;
+	char *instance = file ? g_key_file_get_string(file, "vm", "instance-id", NULL) : NULL;
 	uint64_t id = file ? get_number(file, "vm", "id", 0) : 0;
 
+	if (instance) {
+		g_free(vm->instance_id);
+		vm->instance_id = instance;
+	}
 	if (!name || !id || id > UINT32_MAX)
 		return false;
 	g_free(vm->name);

@@ -9,7 +9,9 @@
 #include <string.h>
 
 #include "backends/qemu/qemu.h"
+#include "vmfs/diskfile.h"
 #include "vmfs/err.h"
+#include "vmfs/seed.h"
 
 #define MAX_CPUS_Q35   255
 #define VNC_FIRST_PORT 5900
@@ -43,23 +45,6 @@ static char *escape(const char *value)
 
 	g_string_replace(s, ",", ",,", 0);
 	return g_string_free(s, FALSE);
-}
-
-char *qemu_disk_path(const char *data_dir, const SpecDisk *d)
-{
-	if (d->file)
-		return g_strdup(d->file);
-	return g_strdup_printf("%s/%s.qcow2", data_dir, d->name);
-}
-
-/* Never by content: a guest could turn its raw disk into an image of another file. */
-static const char *disk_format(const SpecDisk *d)
-{
-	if (d->image)
-		return "qcow2";
-	if (d->format)
-		return d->format;
-	return g_str_has_suffix(d->file, ".qcow2") ? "qcow2" : "raw";
 }
 
 /* Block nodes have names of at most 31 bytes, and a disk's may be longer. */
@@ -186,7 +171,7 @@ static void add_control(const Build *b)
 
 static void add_disk(const Build *b, const SpecDisk *d, unsigned index)
 {
-	g_autofree char *path = qemu_disk_path(b->in->data_dir, d);
+	g_autofree char *path = diskfile_path(b->in->data_dir, d);
 	g_autofree char *file = escape(path);
 	g_autofree char *node = node_name("disk-", d->name);
 	g_autofree char *file_node = node_name("file-", d->name);
@@ -200,11 +185,22 @@ static void add_disk(const Build *b, const SpecDisk *d, unsigned index)
 	add(b, "-blockdev", "driver=%s,node-name=%s,read-only=%s,discard=unmap,filename=%s", driver,
 	    file_node, ro, file);
 	add(b, "-blockdev", "driver=%s,node-name=%s,read-only=%s,discard=unmap,file=%s",
-	    disk_format(d), node, ro, file_node);
+	    diskfile_format(d), node, ro, file_node);
 	g_autofree char *boot =
 		index == 0 && !b->in->spec->kernel ? g_strdup(",bootindex=1") : g_strdup("");
 	add(b, "-device", "virtio-blk-%s,id=disk-%s,drive=%s,serial=%.*s%s", b->bus, d->name, node,
 	    MAX_SERIAL, d->name, boot);
+}
+
+static void add_seed(const Build *b)
+{
+	g_autofree char *dir = escape(b->in->data_dir);
+
+	if (!b->in->spec->cloud_init.given)
+		return;
+	add(b, "-blockdev", "driver=file,node-name=cidata,read-only=on,filename=%s/" SEED_NAME,
+	    dir);
+	add(b, "-device", "virtio-blk-%s,id=cidata,drive=cidata,serial=cidata", b->bus);
 }
 
 static void add_nic(const Build *b, const SpecNic *n, unsigned index)
@@ -237,15 +233,9 @@ void qemu_argv(const QemuArgs *in, GPtrArray *argv)
 	add_boot(&b);
 	for (guint i = 0; i < in->spec->disks->len; i++)
 		add_disk(&b, in->spec->disks->pdata[i], i);
+	add_seed(&b);
 	for (guint i = 0; i < in->spec->nics->len; i++)
 		add_nic(&b, in->spec->nics->pdata[i], i);
-}
-
-static bool check_disk(const SpecDisk *d, GError **err)
-{
-	if (!d->image && !d->file)
-		return err_set(err, EOPNOTSUPP, "disks.%s: needs an image or a file", d->name);
-	return true;
 }
 
 static bool check_nic(const SpecNic *n, GError **err)
@@ -281,8 +271,10 @@ static bool check_microvm(const Spec *s, GError **err)
 		return err_set(err, EOPNOTSUPP,
 			       "display: a microvm has none; set machine: q35, or display: none");
 	/* 24 mmio slots, of which serial and rng take two. */
-	if (s->disks->len + s->nics->len > 22)
-		return err_set(err, EOPNOTSUPP, "machine: microvm takes at most 22 disks and nics");
+	if (s->disks->len + s->nics->len + s->cloud_init.given > 22)
+		return err_set(err, EOPNOTSUPP,
+			       "machine: microvm takes at most 22 disks and nics, a seed for "
+			       "cloud-init included");
 	return true;
 }
 
@@ -309,10 +301,6 @@ bool qemu_check(const QemuHost *host, const Spec *s, GError **err)
 			       "(on Debian: apt install ovmf)");
 	if (!check_accel(s, host, err) || !check_microvm(s, err))
 		return false;
-	for (guint i = 0; i < s->disks->len; i++) {
-		if (!check_disk(s->disks->pdata[i], err))
-			return false;
-	}
 	for (guint i = 0; i < s->nics->len; i++) {
 		if (!check_nic(s->nics->pdata[i], err))
 			return false;

@@ -273,6 +273,7 @@ static void fini(BackendVm *bv)
 	qemu_start_abandon(q);
 	qemu_sleep_abandon(q);
 	savedir_cancel(&q->dropping);
+	qemu_disks_forget(q);
 	clear_op(q);
 	qemu_forget(q);
 }

@@ -60,7 +60,6 @@ typedef struct QemuArgs {
 
 void qemu_argv(const QemuArgs *in, GPtrArray *argv);
 bool qemu_check(const QemuHost *host, const Spec *spec, GError **err);
-char *qemu_disk_path(const char *data_dir, const SpecDisk *d);
 char *qemu_mac(unsigned id, unsigned index);
 
 /* Why a VMM that we end ends: what backend_gone() is to be told. */
@@ -70,6 +69,7 @@ typedef struct QemuEnd {
 } QemuEnd;
 
 typedef struct QemuVm QemuVm;
+typedef struct QemuDisks QemuDisks; /* disk.c */
 
 struct QemuVm {
 	BackendVm base;
@@ -91,6 +91,7 @@ struct QemuVm {
 	bool clock_is_late;	  /* it slept, and has not been told the time */
 	struct SaveJob *dropping; /* what it slept in, by a kill */
 	void *sleep;		  /* of sleep.c, while it goes to sleep */
+	QemuDisks *disks;	  /* being prepared; NULL: none are */
 
 	/* The monitor. */
 	Qmp *qmp;
@@ -204,10 +205,12 @@ GPtrArray *qemu_usernet_ips(const char *usernet, const Spec *spec);
 GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned id);
 
 /*
- * disk.c: make the files that are missing. NULL when there is nothing to do; else done() is called
- * later, once, unless cancelled first.
+ * disk.c: see whether the disks of a spec can be used, and make the files that are missing, with
+ * the rights of q->user; with `only`, those of the disk of that name. done() is called later, once,
+ * unless cancelled first. One at a time: where storage does not answer, the next one waits as well.
  */
-typedef struct QemuDisks QemuDisks;
 typedef void (*QemuDisksFn)(void *arg, const GError *err);
-QemuDisks *qemu_disks_prepare(BackendVm *bv, const ProcUser *user, QemuDisksFn done, void *arg);
-void qemu_disks_cancel(QemuDisks *d);
+void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *only, QemuDisksFn done, void *arg);
+void qemu_disks_cancel(QemuVm *q);
+/* The VM goes from memory. */
+void qemu_disks_forget(QemuVm *q);

@@ -174,7 +174,6 @@ static void disks_done(void *arg, const GError *err)
 {
 	Start *s = arg;
 
-	s->disks = NULL;
 	if (err)
 		op_fail(s->op, g_error_copy(err));
 	else
@@ -185,17 +184,14 @@ void start_disks_run(Op *op, void *ctx)
 {
 	Start *s = ctx;
 
-	s->disks = qemu_disks_prepare(&s->q->base, &s->q->user, disks_done, s);
-	if (!s->disks)
-		op_next(op);
+	qemu_disks_prepare(s->q, s->q->base.spec, NULL, disks_done, s);
 }
 
 void start_disks_cancel(Op *op, void *ctx)
 {
 	Start *s = ctx;
 
-	qemu_disks_cancel(s->disks);
-	s->disks = NULL;
+	qemu_disks_cancel(s->q);
 }
 
 /* ---- spawn ---- */

@@ -14,7 +14,6 @@ typedef struct Start {
 	Op *op;
 	Lookup *lookup; /* in the pool */
 	int fds[QEMU_N_SOCKETS];
-	QemuDisks *disks;
 	ProcStart *spawning;
 	QmpSlot *kvm, *ports, *cont;
 	Timer *dying;
