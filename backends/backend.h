@@ -26,6 +26,29 @@ typedef struct SpecChange {
 	Spec *want; /* BackendVm.spec with that one difference */
 } SpecChange;
 
+typedef enum ExecStream { EXEC_STDIN, EXEC_STDOUT, EXEC_STDERR, EXEC_STREAMS } ExecStream;
+
+/*
+ * A command in the guest (exec.h). op[OP_EXEC] starts it, op[OP_EXEC_SIGNAL] sends ExecJob.signal;
+ * op_arg() is the job. Between the op's success and exec_ended() it runs.
+ */
+typedef struct ExecJob ExecJob;
+typedef struct ExecClass {
+	/* Bytes taken from its output, each once; 0 when it has ended and no more will come.
+	 * -EAGAIN: none now, and exec_look_again() is called when there are. */
+	ssize_t (*read)(ExecJob *job, ExecStream which, char *buf, size_t size);
+	bool (*ready)(ExecJob *job, ExecStream which); /* read() would not say -EAGAIN */
+	/* Bytes given to it; 0: no room, and exec_look_again() is called when there is. */
+	size_t (*write)(ExecJob *job, const char *data, size_t len);
+	void (*close_input)(ExecJob *job); /* end of file follows; told again after adopt */
+	/* Take away what it has outside; it has ended, and can still be read. */
+	void (*drop)(ExecJob *job);
+	void (*forget)(ExecJob *job); /* free ExecJob.run, and leave all else as it is */
+	void (*save)(const ExecJob *job, GKeyFile *run, const char *group);
+	/* After a restart of the daemon. false: nothing is known of it. */
+	bool (*adopt)(BackendVm *bv, ExecJob *job, GKeyFile *run, const char *group);
+} ExecClass;
+
 typedef struct BackendClass {
 	const char *name, *doc;
 	size_t vm_size; /* of the derived BackendVm, whose first member is the base; zeroed */
@@ -72,6 +95,7 @@ typedef struct BackendClass {
 	bool (*host_is_up)(const Host *host);
 	void (*host_status)(const Host *host, GString *out);
 	void (*host_node)(const Host *host, GString *out);
+	const ExecClass *exec; /* NULL: no commands in the guest */
 	/* A line of the `sim` file: faults and guest behaviour that a test orders. */
 	bool (*control)(BackendVm *bv, char *line, GError **err);
 } BackendClass;
@@ -111,6 +135,13 @@ void backend_spec(BackendVm *bv, Spec *spec);
 /* What save() writes has changed and must reach the disk. */
 void backend_changed(BackendVm *bv);
 void backend_pid(BackendVm *bv, pid_t pid);
+/* A command has ended: "exit 3", "signal 9". Not from within its ops. */
+void exec_ended(ExecJob *job, const char *fmt, ...) G_GNUC_PRINTF(2, 3);
+/* Whether those who know of its end are not heard of at present. */
+void exec_silent(ExecJob *job, bool silent);
+void exec_look_again(ExecJob *job);
+/* Nothing is known any more of all that run; `why` is one word. */
+void exec_lost(BackendVm *bv, const char *why);
 
 /* What a backend may ask of a VM. */
 const char *vm_name(const Vm *vm);

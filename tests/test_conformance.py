@@ -2,7 +2,7 @@
 """One suite that every backend passes: the life of a VM as its user sees it."""
 import os
 import re
-from errno import EALREADY, EBUSY, EINVAL, ESRCH
+from errno import EALREADY, EBUSY, EINVAL, ENOSPC, EPIPE, ESRCH
 
 import pytest
 
@@ -278,3 +278,163 @@ def test_monitor(up):
     for _ in range(2):
         done = up.fs.sh("exec 3<>web1/monitor; echo info status >&3; cat <&3")
         assert done.stdout == "VM status: running\n"
+
+
+# Commands in the guest
+
+
+@pytest.fixture
+def guest_up(up):
+    """A VM whose guest runs commands."""
+    up.wait("agent", 60)
+    return up
+
+
+def test_exec(guest_up):
+    """As in the tree's manual: a command, its output, its end."""
+    vm = guest_up
+    vm.fs.sh("mkdir web1/exec/j; echo 'echo hello' > web1/exec/j/cmd")
+    assert vm.fs.sh("timeout 30 cat web1/exec/j/stdout").stdout == "hello\n"
+    assert vm.read("exec/j/status") == "exit 0\n" and vm.read("exec/j/cmd") == "echo hello\n"
+    vm.fs.sh("rmdir web1/exec/j")
+    assert os.listdir(vm / "exec") == []
+
+
+def test_exec_statuses(guest_up):
+    for command, status in (("false", "exit 1"), ("exit 3", "exit 3"), ("nonsense", "exit 127")):
+        with guest_up.job(command) as job:
+            assert (job.out(), job.status) == (b"", status)
+
+
+def test_exec_stderr(guest_up):
+    with guest_up.job("echo oops >&2") as job:
+        assert (job.out(), job.err()) == (b"", b"oops\n")
+
+
+def test_exec_stdin(guest_up):
+    data = os.urandom(300_000)
+    with guest_up.job("cat") as job:
+        writer = guest_up.fs.spawn("bash", "-c", f"cat {job.file(data)} > {job / 'stdin'}")
+        assert job.out() == data
+        assert writer.finish() == 0 and job.status == "exit 0"
+        with fails(EPIPE):
+            job.write("stdin", "more")
+
+
+def test_exec_stdin_before_the_command(guest_up):
+    with guest_up.job() as job:
+        assert job.status == "new"
+        job.write("stdin", "early\n")
+        job.run("cat")
+        assert job.out() == b"early\n"
+
+
+def test_exec_stdin_ends_with_its_last_writer(guest_up):
+    with guest_up.job("cat") as job:
+        out = guest_up.follow(f"exec/{job.name}/stdout")
+        guest_up.fs.sh(f"exec 3>{job / 'stdin'}; echo one >&3; echo two >&3; exec 3>&-")
+        out.expect("one\ntwo\n")
+        assert out.finish() == 0
+
+
+def test_exec_signal(guest_up):
+    with guest_up.job("sleep 600") as job:
+        assert job.status == "running"
+        with fails(EBUSY):
+            job.dir.rmdir()
+        with fails(EBUSY):
+            job.run("echo no")
+        with fails(EINVAL):
+            job.write("status", "stop it\n")
+        job.write("status", "signal 15\n")
+        assert job.out() == b"" and job.status == "signal 15"
+        with fails(ESRCH):
+            job.write("status", "signal 9\n")
+        with fails(EALREADY):
+            job.run("echo again")
+
+
+def test_exec_output_that_nobody_reads(guest_up):
+    """The guest waits: neither it nor vmfs keeps what is too much."""
+    with guest_up.job("yes") as job:
+        with open(job / "stdout", "rb", buffering=0) as out:
+            data = b""
+            while len(data) < 1_000_000:
+                data += out.read(65536)
+        assert data == (b"y\n" * len(data))[:len(data)]
+        assert job.status == "running"
+        job.write("status", "signal 9\n")
+        left = job.out()
+        assert len(left) < 8 << 20 and set(left) <= set(b"y\n")
+        assert job.status == "signal 9"
+
+
+def test_exec_many_at_once(guest_up):
+    jobs = [guest_up.job("cat") for _ in range(8)]
+    with fails(ENOSPC):
+        (guest_up / "exec/one-more").mkdir()
+    for n, job in enumerate(jobs):
+        job.write("stdin", f"job {n}\n")
+    assert [job.out() for job in jobs] == [b"job %d\n" % n for n in range(8)]
+    for job in jobs:
+        assert job.status == "exit 0"
+        job.dir.rmdir()
+
+
+def test_exec_ends_with_the_run(guest_up):
+    job = guest_up.job("sleep 600")
+    out = guest_up.follow(f"exec/{job.name}/stdout")
+    guest_up.do("kill")
+    assert out.finish() == 0
+    assert job.status == "lost stopped"
+    with fails(ESRCH):
+        (guest_up / "exec/new").mkdir()
+    guest_up.do("start")
+    assert os.listdir(guest_up / "exec") == []
+
+
+def test_exec_ends_with_a_reset(guest_up, backend):
+    watch = backend.watch(guest_up)
+    job = guest_up.job("sleep 600")
+    guest_up.do("reset")
+    until(lambda: job.status.startswith("lost "), "the job is lost")
+    assert job.out() == b""
+    job.dir.rmdir()
+    backend.rebooted(watch)
+
+
+def test_exec_in_a_paused_guest(guest_up):
+    guest_up.do("pause")
+    job = guest_up.job()
+    with fails(EBUSY):
+        job.run("echo hello")
+    guest_up.do("resume")
+    with job:
+        job.run("echo hello")
+        assert job.out() == b"hello\n"
+
+
+def test_exec_and_sleep(guest_up):
+    """What runs would be lost; what has ended is not in the way."""
+    with guest_up.job("sleep 600") as job:
+        with fails(EBUSY):
+            guest_up.do("sleep")
+        job.write("status", "signal 9\n")
+        job.out()
+    done = guest_up.job("echo hello")
+    until(lambda: done.status == "exit 0", "it ends")
+    guest_up.do("sleep")
+    assert (guest_up.state, done.status, done.out()) == ("asleep", "exit 0", b"hello\n")
+    guest_up.do("wake")
+    guest_up.wait("agent", 60)
+    with guest_up.job("echo again") as job:
+        assert job.out() == b"again\n"
+
+
+def test_exec_blocks_no_recursive_tool(guest_up):
+    with guest_up.job("sleep 600") as job:
+        guest_up.fs.sh("grep -r nothing web1/exec; cp -r web1/exec $BASE/copy; tar -cf- web1/exec",
+                       env={"BASE": str(guest_up.fs.base)}, check=False, timeout=20)
+        assert (guest_up.fs.base / f"copy/{job.name}/cmd").read_text() == "sleep 600\n"
+        job.write("status", "signal 9\n")
+        job.out()

@@ -29,7 +29,7 @@ FILES = {
     "events": "link",
     "wait": "link",
 }
-DIRS = {"disks", "nics", "shares"}
+DIRS = {"exec", "disks", "nics", "shares"}
 STREAMS = {"console": "rw", "events": "r"}
 WAITS = {"stopped", "running", "paused", "crashed", "ip", "agent"}  # asleep: not on every backend
 HOST_FILES = ["version", "help", "backends/sim/status", "backends/qemu/status",

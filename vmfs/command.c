@@ -9,6 +9,7 @@
 
 #include "vmfs/err.h"
 #include "vmfs/event.h"
+#include "vmfs/exec.h"
 #include "vmfs/log.h"
 #include "vmfs/registry.h"
 #include "vmfs/store.h"
@@ -253,6 +254,8 @@ static bool check_order(Vm *vm, const Verb *v, GError **err)
 	bv = vm_backend(vm, err);
 	if (!bv)
 		return false;
+	if (v->kind == OP_SLEEP && !exec_make_way(vm, err))
+		return false;
 	if (!bv->be->cls->op[v->kind])
 		return err_set(err, EOPNOTSUPP, "backend '%s' cannot %s a VM", bv->be->cls->name,
 			       v->name);
@@ -279,6 +282,7 @@ static bool start_verb(Vm *vm, const Verb *v, uint64_t seconds_ms, void *arg,
 		g_autofree char *path = g_strdup_printf("vms/%u/started.yaml", vm->serial);
 
 		store_remove(path, NULL, NULL);
+		exec_forget_all(vm);
 		vm->exit_status = -1;
 	}
 	op = op_new(vm, v, v->seconds ? seconds_ms : 0, arg, free_arg);

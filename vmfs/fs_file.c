@@ -75,6 +75,7 @@ static Handle *handle_new(const NodeRef *r, int flags)
 		vm_ref(r->vm);
 	h->flags = flags;
 	h->seen = version_of(r);
+	h->reader.writes = (flags & O_ACCMODE) != O_RDONLY;
 	g_hash_table_insert(handles, &h->fh, h);
 	if (r->node->stream)
 		r->node->stream->open(r, &h->reader);

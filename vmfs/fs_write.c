@@ -220,7 +220,8 @@ static void write_stream(fuse_req_t req, Handle *h, const char *buf, size_t size
 	p->size = size;
 	p->wait.wake = write_woken;
 	waitq_add(s->write_queue(&h->ref), &p->wait);
-	p->timer = timer_start(WRITE_WAIT_MS, write_late, p);
+	if (!s->patient)
+		p->timer = timer_start(WRITE_WAIT_MS, write_late, p);
 	fs_park(&p->parked, req, write_ended);
 }
 

@@ -36,6 +36,7 @@ struct Reader {
 	GString *first; /* told before what the stream holds; or NULL */
 	bool told;	/* its one answer is in `first`: end of file after that */
 	void *own;	/* what the stream's open() made for this one, and its close() frees */
+	bool writes;	/* it was opened for writing */
 };
 
 typedef struct StreamClass {
@@ -50,6 +51,9 @@ typedef struct StreamClass {
 	ssize_t (*write)(const NodeRef *r, Reader *reader, const char *data, size_t len);
 	GQueue *(*queue)(const NodeRef *r);	  /* what a reader waits on */
 	GQueue *(*write_queue)(const NodeRef *r); /* what a writer waits on */
+	/* A writer waits for room as long as it takes, as with a pipe. It keeps other writers of
+	 * this one file from being interrupted meanwhile. */
+	bool patient;
 } StreamClass;
 
 /* How a change of the tree ended: 0 or an errno. */
@@ -141,12 +145,13 @@ void node_help(GString *out);
 void node_man(GString *out);
 void node_markdown(GString *out);
 
-/* nodes_vm.c, nodes_io.c, nodes_host.c */
+/* nodes_vm.c, nodes_io.c, nodes_exec.c, nodes_host.c */
 extern const Dir vm_dir;
 extern const Dir io_dir;
 extern const Dir hosts_dir; /* nodes_hosts.c */
 /* nodes_attach.c: rows from here on, in pairs of a directory and what is in it */
 #define ATTACH_ROWS 140
 extern const Dir disks_dir, nics_dir, shares_dir;
+extern const Dir exec_dir, exec_io_dir;
 extern const Node host_rows[];
 extern const StreamClass events_all_stream;

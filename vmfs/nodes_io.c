@@ -222,6 +222,7 @@ static const Node io_rows[] = {
 	{ 27, "console", STREAM(0660), .stream = &console_stream, .doc = "the serial console" },
 	{ 28, "events", STREAM(0444), .stream = &events_stream, .doc = "what changes" },
 	{ 134, "monitor", STREAM(0600), .stream = &monitor_stream, .doc = "the VMM's own monitor" },
+	{ 117, "exec", S_IFDIR | 0755, .dir = &exec_io_dir, .doc = "the streams of the jobs in exec/" },
 	{ 29, "wait", S_IFDIR | 0755, .dir = &wait_dir, .doc = "one answer each: timeout 60 cat wait/ip" },
 	{ 0 },
 };

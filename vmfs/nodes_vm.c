@@ -8,6 +8,7 @@
 
 #include "vmfs/err.h"
 #include "vmfs/event.h"
+#include "vmfs/exec.h"
 #include "vmfs/keys.h"
 #include "vmfs/node.h"
 #include "vmfs/scratch.h"
@@ -198,6 +199,11 @@ static bool have_screen(const NodeRef *r)
 	       spec_display(r->vm->bv->spec) != DISPLAY_NONE;
 }
 
+static bool have_exec(const NodeRef *r)
+{
+	return exec_is_possible(r->vm);
+}
+
 static bool have_sim(const NodeRef *r)
 {
 	const BackendClass *cls = class_of(r);
@@ -309,6 +315,8 @@ static const Node vm_rows[] = {
 	  .doc = "stream: the present values, then a line a change: TIME NAME KEY VALUE..." },
 	{ 17, "wait", LNK, .target = ".io/wait",
 	  .doc = "streams that answer once something is true" },
+	{ 110, "exec", S_IFDIR | 0775, .dir = &exec_dir, .present = have_exec,
+	  .doc = "commands in the guest: mkdir exec/j; echo 'uname -a' > exec/j/cmd; cat exec/j/stdout" },
 	{ 25, "sim", REG(0660), .store = store_sim, .present = have_sim,
 	  .doc = "sim VMs only: write what the simulated guest and hypervisor are to do" },
 	{ 26, ".io", S_IFDIR | 0755, .dir = &io_dir, .hidden = true,

@@ -38,6 +38,8 @@ typedef enum OpKind {
 	OP_WAKE,
 	OP_ADOPT,
 	OP_APPLY,
+	OP_EXEC,
+	OP_EXEC_SIGNAL,
 	OP_MAX,
 } OpKind;
 

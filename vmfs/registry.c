@@ -28,8 +28,7 @@ static struct {
 	HostAttr root;
 } reg;
 
-/* A name [A-Za-z0-9][A-Za-z0-9._-]{0,62}; 0 or an errno. */
-static int check_name(const char *name)
+int registry_check_name(const char *name)
 {
 	size_t len = strlen(name);
 
@@ -50,7 +49,7 @@ static bool is_stored_name(const Vm *vm)
 	const char *at = vm->home.foreign ? strchr(vm->name, '@') : NULL;
 	g_autofree char *name = at ? g_strndup(vm->name, (gsize)(at - vm->name)) : NULL;
 
-	return !check_name(at ? name : vm->name);
+	return !registry_check_name(at ? name : vm->name);
 }
 
 static bool id_taken(uint32_t id)
@@ -331,7 +330,7 @@ static void made(void *arg, int err)
 int registry_make(const char *name, mode_t mode, const Caller *who, RegistryDone fn, void *arg)
 {
 	g_autoptr(GBytes) meta = NULL;
-	int err = check_name(name);
+	int err = registry_check_name(name);
 	uint32_t id;
 	Vm *vm;
 
@@ -420,7 +419,7 @@ void registry_save_meta(Vm *vm, RegistryDone fn, void *arg)
 
 int registry_rename(Vm *vm, const char *name, RegistryDone fn, void *arg)
 {
-	int err = check_name(name);
+	int err = registry_check_name(name);
 	Change *c;
 
 	if (err)

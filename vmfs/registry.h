@@ -20,6 +20,8 @@ void registry_adopt(void (*fn)(void *arg), void *arg);
 /* Let go of everything; what runs goes on. */
 void registry_close(void);
 
+/* A name [A-Za-z0-9][A-Za-z0-9._-]{0,62}; 0 or an errno. */
+int registry_check_name(const char *name);
 Vm *registry_find(const char *name);
 Vm *registry_by_serial(uint32_t serial);
 /* The VM with the next higher serial; NULL at the end. */

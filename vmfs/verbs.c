@@ -32,6 +32,10 @@ const Verb verbs[] = {
 	  .doc = "go on where 'sleep' was; done when the vCPUs run" },
 	{ "apply",  OP_APPLY,  S(RUNNING) | S(PAUSED),      VM_STATE_MAX, VM_STATE_MAX, 15000,
 	  .silent = true, .doc = "change what runs to what spec.yaml says" },
+	{ "exec",   OP_EXEC,   S(RUNNING),                  VM_STATE_MAX, VM_STATE_MAX, 20000,
+	  .silent = true, .doc = "start a command in the guest" },
+	{ "exec-signal", OP_EXEC_SIGNAL, S(RUNNING),        VM_STATE_MAX, VM_STATE_MAX, 10000,
+	  .silent = true, .doc = "signal a command in the guest" },
 	{ 0 },
 };
 // clang-format on

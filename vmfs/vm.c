@@ -14,6 +14,7 @@
 #include "vmfs/ask.h"
 #include "vmfs/err.h"
 #include "vmfs/event.h"
+#include "vmfs/exec.h"
 #include "vmfs/list.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
@@ -78,6 +79,7 @@ static void drop_backend(Vm *vm)
 {
 	if (!vm->bv)
 		return;
+	exec_forget_all(vm);
 	if (vm->bv->be->cls->fini)
 		vm->bv->be->cls->fini(vm->bv);
 	spec_unref(vm->bv->spec);
@@ -110,6 +112,7 @@ void vm_unref(Vm *vm)
 		g_key_file_unref(vm->run);
 	if (vm->to_apply)
 		g_ptr_array_unref(vm->to_apply);
+	exec_free(vm);
 	g_strfreev(vm->ips);
 	g_free(vm->next_name);
 	g_free(vm->home.host);
@@ -250,8 +253,10 @@ void vm_push_state(Vm *vm, VmState state, const char *reason)
 		changes |= EV_REASON;
 	}
 	vm->pushed = state;
-	if (state == VM_STOPPED || state == VM_CRASHED || state == VM_ASLEEP)
+	if (state == VM_STOPPED || state == VM_CRASHED || state == VM_ASLEEP) {
+		exec_end_all(vm, vm_state_name(state));
 		changes |= forget_run(vm);
+	}
 	if (vm->saved && state != VM_ASLEEP && state != VM_UNKNOWN)
 		(void)vm_set_saved(vm, SAVED_NONE, NULL, NULL);
 	refresh_state(vm, changes);

@@ -45,8 +45,9 @@ typedef enum VmChange {
 	EV_REJECTED = 1 << 10,
 	EV_NAME = 1 << 11,  /* made, removed or renamed */
 	EV_OWNER = 1 << 12, /* given to another user */
+	EV_EXEC = 1 << 13,  /* a job in exec/ */
 } VmChange;
-#define EV_COUNT 13
+#define EV_COUNT 14
 
 /* What chmod and chown said of one file; unset fields follow the VM. */
 typedef struct VmAttr {
@@ -122,6 +123,7 @@ struct Vm {
 	unsigned commands;	     /* writes to `state` that are being answered */
 	GQueue waiters;		     /* parked readers of wait/, and pollers of files */
 	GQueue console_writers;	     /* writers for whom the console had no room */
+	struct Exec *exec;	     /* exec.h; NULL until first used */
 	struct Tty *tty;	     /* tty.h; NULL until first looked at */
 	GHashTable *scratch;	     /* scratch.h; NULL: none */
 	struct Asked *asked;	     /* ask.c; NULL until first asked */

@@ -10,6 +10,7 @@
 
 #include "vmfs/err.h"
 #include "vmfs/event.h"
+#include "vmfs/exec.h"
 #include "vmfs/log.h"
 #include "vmfs/node.h"
 #include "vmfs/store.h"
@@ -168,6 +169,7 @@ void vm_save_run(Vm *vm)
 		g_key_file_set_string(file, "vm", "backend", vm->bv->be->cls->name);
 		if (vm->bv->be->cls->save)
 			vm->bv->be->cls->save(vm->bv, file);
+		exec_save(vm, file);
 	}
 	bytes = key_file_bytes(file);
 	hash = g_bytes_hash(bytes);
@@ -359,6 +361,8 @@ static void adopt_ended(Op *op)
 		vm_set_error(vm, verb, cut);
 	}
 	vm_refresh_state(vm);
+	if (vm->run)
+		exec_adopt(vm, vm->run, !e && vm_is_live(vm));
 	g_clear_pointer(&vm->run, g_key_file_unref);
 	vm_save_run(vm);
 	op_unref(op);

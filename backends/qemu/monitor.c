@@ -183,6 +183,7 @@ static void on_panic(QemuVm *q, const json_t *data)
 static void on_reset(QemuVm *q, const json_t *data)
 {
 	backend_ips(&q->base, NULL);
+	exec_lost(&q->base, "reset");
 	if (q->op && (op_kind(q->op) == OP_REBOOT || op_kind(q->op) == OP_RESET))
 		qemu_end_op(q, NULL);
 	qemu_ip_stop(q);
@@ -191,8 +192,20 @@ static void on_reset(QemuVm *q, const json_t *data)
 
 static void on_port(QemuVm *q, const json_t *data)
 {
-	if (q->agent && !strcmp(string_of(data, "id"), QEMU_AGENT_ID))
-		agent_port(q->agent, bool_of(data, "open"));
+	const char *id = string_of(data, "id");
+	const bool open = bool_of(data, "open");
+
+	qemu_exec_port(q, id, open);
+	if (!q->agent || strcmp(id, QEMU_AGENT_ID))
+		return;
+	agent_port(q->agent, open);
+	if (!open)
+		exec_lost(&q->base, "agent");
+}
+
+static void on_unplugged(QemuVm *q, const json_t *data)
+{
+	qemu_exec_unplugged(q, string_of(data, "device"));
 }
 
 /* Comes right before the STOP that it causes. */
@@ -217,6 +230,7 @@ static const struct {
 	{ "GUEST_PANICKED", on_panic },
 	{ "RESET", on_reset },
 	{ "VSERPORT_CHANGE", on_port },
+	{ "DEVICE_DELETED", on_unplugged },
 	{ "BLOCK_IO_ERROR", on_io_error },
 	{ "MIGRATION", on_migration },
 };

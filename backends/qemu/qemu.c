@@ -303,6 +303,8 @@ const BackendClass qemu_class = {
 		[OP_SLEEP] = qemu_sleep,
 		[OP_WAKE] = qemu_wake,
 		[OP_ADOPT] = qemu_adopt,
+		[OP_EXEC] = qemu_exec_start,
+		[OP_EXEC_SIGNAL] = qemu_exec_signal,
 	},
 	.console_write = qemu_console_write,
 	.ask = {
@@ -312,4 +314,5 @@ const BackendClass qemu_class = {
 		[ASK_MONITOR] = qemu_ask_monitor,
 	},
 	.want_ip = want_ip,
+	.exec = &qemu_exec,
 };

@@ -214,3 +214,17 @@ void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *only, QemuDisks
 void qemu_disks_cancel(QemuVm *q);
 /* The VM goes from memory. */
 void qemu_disks_forget(QemuVm *q);
+
+/* exec.c: commands in the guest */
+extern const ExecClass qemu_exec;
+void qemu_exec_start(BackendVm *bv, Op *op);
+void qemu_exec_signal(BackendVm *bv, Op *op);
+/* The guest has opened or closed the port of that id, which may be one of a command. */
+void qemu_exec_port(QemuVm *q, const char *id, bool open);
+/* A device is gone, which may have been such a port. */
+void qemu_exec_unplugged(QemuVm *q, const char *device);
+/* How it ended, in the answer to guest-exec-status, as `status` has it; NULL: that makes no sense.
+ */
+char *qemu_exec_end(const json_t *result);
+/* What the wrapper of the command complains of, or NULL. */
+char *qemu_exec_complaint(const json_t *result);

@@ -62,6 +62,7 @@ static const struct {
 	{ "Image is not", EINVAL },
 	{ "is not a valid", EINVAL },
 	{ "not supported", EOPNOTSUPP },
+	{ "has been disabled", EOPNOTSUPP }, /* a command of the agent, in its configuration */
 };
 
 int qemu_errno(const char *text)

@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backends/sim/exec.h"
 #include "backends/sim/sim.h"
 #include "vmfs/err.h"
 #include "vmfs/loop.h"
@@ -88,12 +89,20 @@ static const char *option(const SimVm *s, const char *key)
 
 /* ---- the guest ---- */
 
+static void set_agent(SimVm *s, bool up)
+{
+	s->agent = up;
+	backend_agent(&s->base, up);
+	if (!up)
+		exec_lost(&s->base, "agent");
+}
+
 void sim_booted(SimVm *s)
 {
 	const char *ip = option(s, "ip");
 
 	s->boot = NULL;
-	backend_agent(&s->base, true);
+	set_agent(s, true);
 	if (ip)
 		(void)set_ips(s, ip, NULL);
 }
@@ -110,7 +119,7 @@ static void boot(SimVm *s)
 
 	timer_stop(&s->boot);
 	g_clear_pointer(&s->memory, g_free);
-	backend_agent(&s->base, false);
+	set_agent(s, false);
 	backend_ips(&s->base, NULL);
 	print(s, "sim: boot\n", strlen("sim: boot\n"));
 	if (after)
@@ -322,6 +331,8 @@ static void apply(SimVm *s, Op *op)
 		sim_wake(s, op);
 		return;
 	case OP_APPLY: /* the core keeps what runs */
+	case OP_EXEC:
+	case OP_EXEC_SIGNAL:
 	case OP_NONE:
 	case OP_ADOPT:
 	case OP_MAX:
@@ -555,7 +566,7 @@ static bool guest_order(SimVm *s, const char *word, const char *rest, bool *know
 	} else if (!strcmp(word, "ip"))
 		return set_ips(s, rest, err);
 	else if (!strcmp(word, "agent"))
-		backend_agent(&s->base, !strcmp(rest, "up"));
+		set_agent(s, !strcmp(rest, "up"));
 	else if (!strcmp(word, "poweroff"))
 		sim_gone(s, VM_STOPPED, "guest-shutdown", 0);
 	else if (!strcmp(word, "reboot"))
@@ -610,11 +621,12 @@ const BackendClass sim_class = {
 	.op = {
 		[OP_START] = run_op, [OP_STOP] = run_op, [OP_KILL] = run_op, [OP_PAUSE] = run_op,
 		[OP_RESUME] = run_op, [OP_REBOOT] = run_op, [OP_RESET] = run_op, [OP_ADOPT] = adopt,
-		[OP_APPLY] = run_op,
+		[OP_APPLY] = run_op, [OP_EXEC] = sim_exec_op, [OP_EXEC_SIGNAL] = sim_exec_op,
 		[OP_SLEEP] = run_op, [OP_WAKE] = run_op,
 	},
 	.can_apply = can_apply,
 	.console_write = console_write,
+	.exec = &sim_exec,
 	.ask = { [ASK_SCREEN] = ask_screen, [ASK_STATS] = ask_stats, [ASK_KEYS] = ask_keys, [ASK_MONITOR] = ask_monitor },
 	.control = control,
 };

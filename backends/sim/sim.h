@@ -16,7 +16,7 @@ typedef struct Fault {
 typedef struct SimVm {
 	BackendVm base;
 	VmState truth; /* what the simulated machine does, whether or not we can reach it */
-	bool lost, ignore_stop, refuse_eject;
+	bool lost, ignore_stop, refuse_eject, agent;
 	Fault faults[OP_MAX], ask_faults[ASK_MAX];
 	GQueue asks;	/* of SimAsk: not answered yet */
 	unsigned asked; /* how often it was asked for its counters */

@@ -3,6 +3,7 @@
  * Any bytes as what comes from QEMU's monitor, from the guest's agent, and as QEMU's last words.
  * Every command must get one answer at most, and nothing may come after the end.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -81,6 +82,18 @@ static void check_ips(GPtrArray *take)
 	}
 }
 
+static void check_exec(const json_t *result)
+{
+	g_autofree char *end = qemu_exec_end(result), *why = qemu_exec_complaint(result);
+	char word[8];
+	int n;
+
+	if (end && (sscanf(end, "%7s %d", word, &n) != 2 || n < 0 || n > 255))
+		abort();
+	if (why && !g_utf8_validate(why, -1, NULL))
+		abort();
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static Spec *spec;
@@ -98,6 +111,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	check_ips(qemu_usernet_ips(text, spec));
 	json_t *json = json_loadb(text, strlen(text), JSON_DECODE_ANY, NULL);
 	check_ips(qemu_agent_ips(json, spec, 7));
+	check_exec(json);
 	json_decref(json);
 	return 0;
 }

@@ -5,6 +5,7 @@ import re
 import select
 import signal
 import subprocess
+import tempfile
 import time
 
 from lib.util import ERROR, PATIENCE, get, put
@@ -58,6 +59,46 @@ class Follower:
             os.killpg(self.proc.pid, signal.SIGKILL)
         self.proc.wait(PATIENCE)
         self.proc.stdout.close()
+
+
+class Job:
+    """A directory of exec/. As a context it is removed in the end."""
+
+    def __init__(self, vm, name):
+        self.vm, self.name, self.dir = vm, name, vm / "exec" / name
+
+    def __truediv__(self, name):
+        return self.dir / name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        if not any(failure):
+            self.dir.rmdir()
+
+    def write(self, name, data):
+        put(self / name, data)
+
+    def run(self, command):
+        self.write("cmd", command + "\n")
+
+    def out(self):
+        """All of its output, which ends when it does."""
+        return get(self / "stdout")
+
+    def err(self):
+        return get(self / "stderr")
+
+    def file(self, data):
+        """A file outside of the mount that has this in it."""
+        path = self.vm.fs.base / f"{self.name}.data"
+        path.write_bytes(data)
+        return path
+
+    @property
+    def status(self):
+        return get(self / "status").decode().removesuffix("\n")
 
 
 class Vm:
@@ -136,6 +177,13 @@ class Vm:
             self.wait("crashed")
         assert self.state == state
         return self
+
+    def job(self, command=None):
+        """A new job, and its command started."""
+        job = Job(self, os.path.basename(tempfile.mkdtemp(prefix="j", dir=self / "exec")))
+        if command is not None:
+            job.run(command)
+        return job
 
     def files(self):
         """Path to stat of all that can be found below, streams excepted."""

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""exec/: what goes wrong, and what only real guests do. The rest is in test_conformance.py."""
+import os
+import re
+import select
+from errno import (E2BIG, EEXIST, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOMEM, ENXIO, EPERM, EPROTO,
+                   ESRCH, ETIMEDOUT)
+from pathlib import Path
+
+import pytest
+
+from lib.util import exists, fails, get, until, wait_blocked
+
+# Names and limits
+
+
+def test_needs_a_guest(vm):
+    with fails(ESRCH):
+        (vm / "exec/j").mkdir()
+    vm.error("ESRCH", "start")
+
+
+def test_names(vm):
+    vm.do("start")
+    for name, errno in ((".j", EINVAL), ("a b", EINVAL), ("x" * 64, ENAMETOOLONG)):
+        with fails(errno):
+            (vm / "exec" / name).mkdir()
+    (vm / "exec/j").mkdir()
+    with fails(EEXIST):
+        (vm / "exec/j").mkdir()
+    with fails(ENOENT):
+        (vm / "exec/k").rmdir()
+    vm.fs.sh("mktemp -d web1/exec/XXXX; rm -r web1/exec/j", check=False)
+    assert len(os.listdir(vm / "exec")) == 2 and set(os.listdir(vm / "exec/j")) == {
+        "cmd", "status", "stdin", "stdout", "stderr"}
+    with fails(EPERM):
+        os.rename(vm / "exec/j", vm / "exec/k")
+
+
+def test_bad_commands(vm):
+    vm.do("start")
+    with vm.job() as job:
+        for text, errno in ((b"\n", EINVAL), (b"\xff", EINVAL), (b"a\0b", EINVAL),
+                            (b"x" * 40000, E2BIG)):
+            with fails(errno):
+                job.write("cmd", text)
+            vm.error()
+        assert job.status == "new" and get(job / "cmd") == b""
+        for text in (b"signal\n", b"signal 0\n", b"signal 65\n", b"signal 9 9\n", b"kill\n"):
+            with fails(EINVAL):
+                job.write("status", text)
+        with fails(ESRCH):
+            job.write("status", "signal 9\n")
+
+
+def test_removed_while_open(vm):
+    vm.do("start")
+    with vm.job("echo hello") as job:
+        assert job.out() == b"hello\n"
+        fds = [os.open(job / name, os.O_RDONLY) for name in ("status", "stdout")]
+    for fd in fds:
+        assert os.read(fd, 100) == b""
+        os.close(fd)
+    assert not exists(job.dir)
+
+
+def test_same_name_again(vm):
+    vm.do("start")
+    for text in ("one", "two"):
+        (vm / "exec/j").mkdir()
+        vm.write("exec/j/cmd", f"echo {text}\n")
+        assert vm.read("exec/j/stdout") == text + "\n"
+        (vm / "exec/j").rmdir()
+
+
+def test_events(vm):
+    events = vm.events()
+    vm.do("start")
+    with vm.job("exit 3") as job:
+        job.out()
+    events.expect(rf" web1 exec {job.name} new$")
+    events.expect(rf" web1 exec {job.name} running$")
+    events.expect(rf" web1 exec {job.name} exit 3$")
+
+
+def test_poll(vm):
+    vm.do("start")
+    with vm.job("cat") as job:
+        out, status = (os.open(job / name, os.O_RDONLY | os.O_NONBLOCK)
+                       for name in ("stdout", "status"))
+        os.read(status, 100)
+        poll = select.poll()
+        poll.register(out, select.POLLIN)
+        poll.register(status, select.POLLPRI)
+        assert poll.poll(0) == []
+        with pytest.raises(BlockingIOError):
+            os.read(out, 100)
+        stdin = os.open(job / "stdin", os.O_WRONLY)
+        os.write(stdin, b"hello")
+        assert poll.poll(10000)[0] == (out, select.POLLIN)
+        assert os.read(out, 100) == b"hello"
+        os.close(stdin)
+        until(lambda: {fd for fd, _ in poll.poll(10000)} == {out, status}, "both are told")
+        assert os.read(out, 100) == b""
+        os.close(out)
+        os.close(status)
+
+
+# Guests and agents that fail
+
+
+def test_refused_and_tried_again(vm):
+    vm.do("start")
+    with vm.job() as job:
+        vm.sim("fail exec ENOMEM")
+        with fails(ENOMEM):
+            job.run("echo hello")
+        vm.error("ENOMEM")
+        assert job.status == "new"
+        job.run("echo hello")
+        assert job.out() == b"hello\n" and vm.read("error") == ""
+
+
+def test_slow_agent(vm):
+    vm.do("start")
+    vm.sim("slow exec 1500")
+    with vm.job("echo hello") as job:  # waited for in close(2)
+        assert job.out() == b"hello\n"
+
+
+@pytest.mark.daemon("-o", "verb_timeout=1")
+def test_agent_that_does_not_answer(vm):
+    vm.do("start")
+    vm.sim("hang exec")
+    with vm.job() as job:
+        with fails(ETIMEDOUT):
+            job.run("echo hello")
+        assert job.status == "new"
+
+
+def test_agent_goes(vm):
+    vm.do("start")
+    job = vm.job("sleep 600")
+    out = vm.follow(f"exec/{job.name}/stdout")
+    vm.sim("agent down")
+    assert out.finish() == 0 and job.status == "lost agent"
+    job.dir.rmdir()
+    with vm.job() as job, fails(ENXIO):
+        job.run("echo hello")
+    vm.error("ENXIO", "agent")
+
+
+def test_restart_says_what_is_lost(fs, vm):
+    """The commands of a simulated guest end with the daemon."""
+    vm.do("start")
+    done, running, new = vm.job("exit 3"), vm.job("sleep 600"), vm.job()
+    assert done.out() == b""
+    fs.stop()
+    fs.restart()
+    assert [j.status for j in (done, running, new)] == ["exit 3", "lost restart", "new"]
+    assert running.out() == b""
+    new.run("echo hello")
+    assert new.out() == b"hello\n"
+    (vm / "exec/another").mkdir()
+
+
+def test_writer_waits_for_the_command(vm):
+    """As with a pipe; and it can be interrupted."""
+    vm.do("start")
+    with vm.job("sleep 600") as job:
+        writer = vm.fs.spawn("bash", "-c", f"head -c 1000000 /dev/zero > {job / 'stdin'}")
+        wait_blocked(writer.proc.pid)
+        assert writer.interrupt() != 0
+        job.write("status", "signal 9\n")
+        job.out()
+
+
+# Real guests
+
+
+@pytest.fixture
+def guest_vm(qemu):
+    vm = qemu.vm()
+    vm.do("start")
+    vm.wait("agent", 60)
+    return vm
+
+
+def rss(pid):
+    """KiB"""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+
+
+@pytest.mark.qemu
+def test_large_output(guest_vm, fs):
+    """100 MB, at first with nobody reading: nobody keeps it, and nothing of it is lost."""
+    vm, mib = guest_vm, 100
+    before = rss(fs.proc.pid) + rss(vm.pid)
+    with vm.job(f"head -c {mib << 20} /dev/zero") as job:
+        with vm.job("head -c 1000000 /dev/urandom >/tmp/r; sha256sum </tmp/r >&2; cat /tmp/r") as other:
+            data = other.out()
+            ours = vm.fs.sh(f"sha256sum < {other.file(data)}").stdout
+            assert other.err().decode() == ours and other.status == "exit 0"
+        assert job.status == "running"
+        assert rss(fs.proc.pid) + rss(vm.pid) < before + (64 << 10)
+        vm.fs.sh(f"cmp {job / 'stdout'} <(head -c {mib}M /dev/zero)", timeout=120)
+        assert job.status == "exit 0"
+
+
+@pytest.mark.qemu
+def test_survives_the_daemon(guest_vm, fs):
+    """What was printed, what is running, and what waits for input."""
+    done, running = guest_vm.job("seq 1 5000; exit 4"), guest_vm.job("read a; echo $a; cat; exit 7")
+    until(lambda: done.status == "exit 4", "it ends without a reader")
+    fs.kill9()
+    fs.restart()
+    assert done.status == "exit 4" and running.status == "running"
+    assert done.out() == b"".join(b"%d\n" % n for n in range(1, 5001))
+    running.write("stdin", "one\ntwo\n")
+    assert running.out() == b"one\ntwo\n" and running.status == "exit 7"
+    for job in (done, running):
+        job.dir.rmdir()
+
+
+@pytest.mark.qemu
+def test_leaves_nothing(guest_vm, fs):
+    before = fs.stored()
+    for _ in range(3):
+        with guest_vm.job("echo hello") as job:
+            assert job.out() == b"hello\n"
+    assert fs.stored() == before
+
+
+@pytest.mark.qemu
+def test_no_agent(qemu):
+    vm = qemu.vm(spec=qemu.spec("vmfs.noagent"))
+    vm.do("start")
+    with vm.job() as job, fails(ENXIO):
+        job.run("echo hello")
+    vm.error("ENXIO", "qemu-guest-agent")
+
+
+LIAR = """P=; for p in /sys/class/virtio-ports/*; do
+grep -q guest_agent $p/name && P=/dev/${p##*/}; done; exec 3<>$P; while read -r l <&3; do
+case $l in *sync*) id=${l##*:}; printf '\\377{"return": %s}\\n' "${id%%\\}*}" >&3;;
+*guest-exec-status*) echo 'STATUS' >&3;; *guest-exec*) echo 'EXEC' >&3;; esac; done
+"""
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("answer,status,errno", [
+    ('{"return": {"pid": -5}}', "", EPROTO),
+    ('{"return": {"pid": "1"}}', "", EPROTO),
+    ('{"return": [[[[[[', "", ETIMEDOUT),
+    ('{"error": {"class": "GenericError", "desc": "no"}}', "", EIO),
+    ('{"return": {"pid": 99}}', '{"return": {"exited": true, "err-data": "bm8gc2hlbGw="}}', EIO),
+    ('{"return": {"pid": 99}}', '{"return": {"exited": true, "exitcode": 1e99}}', None),
+])
+def test_agent_that_lies(qemu, answer, status, errno):
+    vm = qemu.vm(spec=qemu.spec("vmfs.noagent"))
+    vm.do("start")
+    qemu.booted(vm)
+    liar = LIAR.replace("STATUS", status).replace("EXEC", answer).replace("\n", " ")
+    vm.write("console", liar + "\n", 0)
+    vm.wait("agent")
+    with vm.job() as job:
+        if errno:
+            with fails(errno):
+                job.run("echo hello")
+            assert job.status == "new"
+        else:
+            job.run("echo hello")
+            assert job.out() == b"" and job.status == "lost agent"
+    assert vm.state == "running"
