@@ -17,23 +17,34 @@
 
 #include "vmfs/document.h"
 #include "vmfs/fs.h"
+#include "vmfs/hosts.h"
+#include "vmfs/images.h"
 #include "vmfs/loop.h"
 #include "vmfs/node.h"
 #include "vmfs/registry.h"
 #include "vmfs/store.h"
 
 #define MAX_KNOWN 32 /* files and handles that later requests can name */
-#define ASKED	  4096
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+typedef struct Asked {
+	uint32_t opcode;
+	uint64_t node, fh;
+} Asked;
+
+typedef struct Handle {
+	uint64_t fh, node;
+} Handle;
+
 static struct {
 	char dir[32];
-	int kernel; /* the other end of what is /dev/fuse elsewhere */
-	uint64_t unique;
-	uint8_t opcode[ASKED]; /* of the last requests, by unique; 0: answered */
-	uint64_t nodes[MAX_KNOWN], handles[MAX_KNOWN];
+	int kernel;	     /* the other end of what is /dev/fuse elsewhere */
+	uint64_t unique, fh; /* of the last request */
+	GHashTable *asked;   /* Asked not yet answered, by unique */
+	uint64_t nodes[MAX_KNOWN];
+	Handle handles[MAX_KNOWN];
 	unsigned n_nodes, n_handles;
 } f;
 
@@ -127,22 +138,53 @@ static uint64_t pick_node(Bytes *b)
 	return f.nodes[take(b, 1) % f.n_nodes];
 }
 
-/* A handle may be of a former daemon. */
-static uint64_t pick_handle(Bytes *b)
+/* With its own file. One may be of a former daemon. */
+static uint64_t pick_handle(Bytes *b, uint64_t *node)
 {
 	const uint64_t which = take(b, 1);
+	const Handle *h;
 
-	return which == 255 || !f.n_handles ? take(b, 8) : f.handles[which % f.n_handles];
+	if (which == 255 || !f.n_handles)
+		return UINT64_MAX - take(b, 1);
+	h = &f.handles[which % f.n_handles];
+	*node = h->node;
+	return h->fh;
 }
 
-static void learn(uint64_t *known, unsigned *n, uint64_t v)
+static void learn_node(uint64_t node)
 {
-	known[*n < MAX_KNOWN ? (*n)++ : v % MAX_KNOWN] = v;
+	f.nodes[f.n_nodes < MAX_KNOWN ? f.n_nodes++ : 1 + node % (MAX_KNOWN - 1)] = node;
 }
 
-static void put_payload(GByteArray *out, Bytes *b, uint32_t opcode)
+static void learn_handle(uint64_t fh, uint64_t node)
 {
-	const uint64_t fh = pick_handle(b);
+	f.handles[f.n_handles < MAX_KNOWN ? f.n_handles++ : fh % MAX_KNOWN] = (Handle){ fh, node };
+}
+
+/* A request on it is under way: the kernel then keeps it open. */
+static bool in_use(uint64_t fh)
+{
+	GHashTableIter it;
+	gpointer asked;
+
+	g_hash_table_iter_init(&it, f.asked);
+	while (g_hash_table_iter_next(&it, NULL, &asked))
+		if (((const Asked *)asked)->fh == fh)
+			return true;
+	return false;
+}
+
+static bool has_handle(uint32_t opcode)
+{
+	return opcode == FUSE_READ || opcode == FUSE_WRITE || opcode == FUSE_FLUSH ||
+	       opcode == FUSE_RELEASE || opcode == FUSE_FSYNC || opcode == FUSE_POLL ||
+	       opcode == FUSE_SETATTR || opcode == FUSE_GETATTR;
+}
+
+/* *node is then that of the handle, if it takes one. */
+static void put_payload(GByteArray *out, Bytes *b, uint32_t opcode, uint64_t *node)
+{
+	const uint64_t fh = f.fh = has_handle(opcode) ? pick_handle(b, node) : 0;
 
 	switch (opcode) {
 	case FUSE_SETATTR: {
@@ -197,7 +239,7 @@ static void put_payload(GByteArray *out, Bytes *b, uint32_t opcode)
 	case FUSE_READDIRPLUS: {
 		const struct fuse_read_in in = { .fh = fh,
 						 .offset = take(b, 2),
-						 .size = (uint32_t)take(b, 2),
+						 .size = (uint32_t)take(b, 2) + 1,
 						 .flags = take(b, 1) & 1 ? O_NONBLOCK : 0 };
 		put(out, &in, sizeof in);
 		return;
@@ -263,29 +305,39 @@ static void send_request(uint32_t opcode, uint64_t node, const GByteArray *paylo
 
 	put(all, &head, sizeof head);
 	put(all, payload->data, payload->len);
-	f.opcode[f.unique / 2 % ASKED] = opcode == FUSE_FORGET ? 0 : (uint8_t)opcode;
+	if (opcode != FUSE_FORGET) {
+		Asked *a = g_new(Asked, 1);
+
+		*a = (Asked){ opcode, node, f.fh };
+		g_hash_table_insert(f.asked, GSIZE_TO_POINTER(f.unique), a);
+	}
 	if (send(f.kernel, all->data, all->len, 0) < 0)
 		abort();
 }
 
 static void learn_from(const struct fuse_out_header *head)
 {
-	uint8_t *opcode = &f.opcode[head->unique / 2 % ASKED];
+	const gpointer unique = GSIZE_TO_POINTER(head->unique);
+	const Asked *asked = g_hash_table_lookup(f.asked, unique);
+	uint32_t opcode;
+	uint64_t node;
 	const void *body = head + 1;
 
 	/* A word of the daemon's own, to the kernel. */
 	if (!head->unique)
 		return;
-	if (!*opcode)
+	if (!asked)
 		abort();
-	if (!head->error && (*opcode == FUSE_LOOKUP || *opcode == FUSE_MKDIR ||
-			     *opcode == FUSE_SYMLINK || *opcode == FUSE_CREATE))
-		learn(f.nodes, &f.n_nodes, ((const struct fuse_entry_out *)body)->nodeid);
-	if (!head->error && *opcode == FUSE_CREATE)
+	opcode = asked->opcode;
+	node = asked->node;
+	if (!head->error && (opcode == FUSE_LOOKUP || opcode == FUSE_MKDIR ||
+			     opcode == FUSE_SYMLINK || opcode == FUSE_CREATE))
+		learn_node(node = ((const struct fuse_entry_out *)body)->nodeid);
+	if (!head->error && opcode == FUSE_CREATE)
 		body = (const struct fuse_entry_out *)body + 1;
-	if (!head->error && (*opcode == FUSE_OPEN || *opcode == FUSE_CREATE))
-		learn(f.handles, &f.n_handles, ((const struct fuse_open_out *)body)->fh);
-	*opcode = 0;
+	if (!head->error && (opcode == FUSE_OPEN || opcode == FUSE_CREATE))
+		learn_handle(((const struct fuse_open_out *)body)->fh, node);
+	(void)g_hash_table_remove(f.asked, unique);
 }
 
 static void take_answers(void)
@@ -346,6 +398,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	(void)argc;
 	(void)argv;
 	(void)signal(SIGPIPE, SIG_IGN);
+	f.asked = g_hash_table_new_full(NULL, NULL, NULL, g_free);
 	node_init();
 	loop_init();
 	g_strlcpy(f.dir, "/tmp/vmfs-fuzz-XXXXXX", sizeof f.dir);
@@ -361,11 +414,14 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	if (!store_open(state, runtime, NULL))
 		abort();
 	document_set_mountpoint("/nowhere");
+	images_load();
+	if (!hosts_load("/dev/null", NULL, NULL))
+		abort();
 	registry_load(&config);
 	sim->status = g_string_new(NULL);
 	sim->cls->probe(sim);
 	vm_all.changed = fs_changed;
-	learn(f.nodes, &f.n_nodes, FUSE_ROOT_ID);
+	learn_node(FUSE_ROOT_ID);
 	mount_to(fds[0]);
 	return 0;
 }
@@ -385,9 +441,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	while (b.left) {
 		g_autoptr(GByteArray) payload = g_byte_array_new();
 		const uint32_t opcode = opcodes[take(&b, 1) % sizeof opcodes];
-		const uint64_t node = pick_node(&b);
+		uint64_t node = pick_node(&b);
 
-		put_payload(payload, &b, opcode);
+		put_payload(payload, &b, opcode, &node);
+		if (opcode == FUSE_RELEASE && in_use(f.fh))
+			continue;
 		send_request(opcode, node, payload);
 		take_answers();
 	}
