@@ -49,6 +49,9 @@ typedef struct ExecClass {
 	bool (*adopt)(BackendVm *bv, ExecJob *job, GKeyFile *run, const char *group);
 } ExecClass;
 
+/* Called once, on the loop; e (borrowed) is NULL when it is done. */
+typedef void (*BackendDone)(void *arg, const GError *e);
+
 typedef struct BackendClass {
 	const char *name, *doc;
 	size_t vm_size; /* of the derived BackendVm, whose first member is the base; zeroed */
@@ -86,6 +89,15 @@ typedef struct BackendClass {
 	 * once or later; also when the VM ends or fini() is called before the answer is there.
 	 */
 	void (*ask[ASK_MAX])(BackendVm *bv, Ask *a);
+	/*
+	 * Of a VM that is in the hypervisor's own books (Vm.home): write there what a new spec
+	 * says, another name; take it out of them.
+	 */
+	void (*define)(BackendVm *bv, Spec *spec, BackendDone fn, void *arg);
+	void (*rename)(BackendVm *bv, const char *name, BackendDone fn, void *arg);
+	void (*undefine)(BackendVm *bv, BackendDone fn, void *arg);
+	/* Somebody reads the console. */
+	void (*want_console)(BackendVm *bv);
 	/*
 	 * Other hosts, and this one, that it reaches by a URI (hosts.h): reach it from now on, and
 	 * let go of it again. The rest shows what it knows: "key value" lines.

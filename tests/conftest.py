@@ -15,7 +15,7 @@ import pytest
 
 pytest.register_assert_rewrite("lib.util", "lib.vm", "lib.daemon", "lib.backends", "lib.guest")
 
-from lib.backends import BACKENDS, Qemu, Sim
+from lib.backends import BACKENDS, Libvirt, Qemu, Sim
 from lib.daemon import BINARY, ROOT, Vmfs
 from lib.libvirtd import Libvirtd, missing
 
@@ -68,7 +68,11 @@ def box(request):
 def fs(box, request):
     """A daemon, mounted at fs.mnt."""
     marker = request.node.get_closest_marker("daemon")
-    return box.start(*(marker.args if marker else ()))
+    args = list(marker.args) if marker else []
+    callspec = getattr(request.node, "callspec", None)
+    if callspec and callspec.params.get("backend") == "libvirt":
+        args.append(f"-ohost=local={request.getfixturevalue('domains').uri}")
+    return box.start(*args)
 
 
 @pytest.fixture
@@ -108,8 +112,23 @@ def qemu(fs, guest):
     return Qemu(fs, guest)
 
 
-@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.qemu] if name == "qemu" else [])
-                        for name in BACKENDS])
+@pytest.fixture
+def domains(libvirtd):
+    """That libvirtd, without domains before and after."""
+    libvirtd.clear()
+    yield libvirtd
+    libvirtd.clear()
+
+
+@pytest.fixture
+def libvirt(fs, guest, domains):
+    return Libvirt(fs, guest, domains)
+
+
+MARKS = {"qemu": [pytest.mark.qemu], "libvirt": [pytest.mark.qemu, pytest.mark.libvirt]}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, [])) for name in BACKENDS])
 def backend(request):
     """Each backend in turn: how to have a VM of it, and how to make its guest do things."""
     return request.getfixturevalue(request.param)

@@ -22,11 +22,8 @@ NODE = """<node>
 
 
 @pytest.fixture
-def lv(libvirtd):
-    """The private libvirtd of the session, without domains."""
-    libvirtd.clear()
-    yield libvirtd
-    libvirtd.clear()
+def lv(domains):
+    return domains
 
 
 @pytest.fixture

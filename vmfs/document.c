@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "vmfs/err.h"
+#include "vmfs/home.h"
 #include "vmfs/images.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
@@ -240,21 +241,30 @@ static void stored(void *arg, int err)
 
 static bool change_is_ready(Commit *c);
 
-static void paths_good(Commit *c)
+static void store(Commit *c)
 {
-	g_autofree char *path = NULL;
+	g_autofree char *path = g_strdup_printf("vms/%u/spec.yaml", c->vm->serial);
 
-	if (c->prefix) {
-		answer(c, 0);
-		return;
-	}
-	if (c->change && !change_is_ready(c))
-		return;
 	c->vm->spec_writes++;
-	path = g_strdup_printf("vms/%u/spec.yaml", c->vm->serial);
 	/* First: a successor must not take the new one for what runs. */
 	vm_save_started(c->vm);
 	store_put(path, c->text, true, stored, c);
+}
+
+static void defined(void *arg, const GError *e)
+{
+	if (e)
+		refuse(arg, g_error_copy(e));
+	else
+		store(arg);
+}
+
+static void paths_good(Commit *c)
+{
+	if (c->prefix)
+		answer(c, 0);
+	else if (!c->change || change_is_ready(c))
+		home_define(c->vm, c->spec, defined, c);
 }
 
 static void paths_checked(void *job)

@@ -22,7 +22,11 @@ static size_t read_first(Reader *reader, char *buf, size_t size)
 
 static void console_open(const NodeRef *r, Reader *reader)
 {
+	BackendVm *bv = r->vm->bv;
+
 	reader->pos = stream_start(vm_console(r->vm));
+	if (bv && bv->be->cls->want_console)
+		bv->be->cls->want_console(bv);
 }
 
 static ssize_t read_stream(const Stream *s, bool ended, Reader *reader, char *buf, size_t size)

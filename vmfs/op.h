@@ -36,6 +36,8 @@ typedef enum OpKind {
 	OP_RESET,
 	OP_SLEEP,
 	OP_WAKE,
+	OP_UNDEFINE,
+	OP_UNMANAGE,
 	OP_ADOPT,
 	OP_APPLY,
 	OP_EXEC,

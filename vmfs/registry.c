@@ -9,6 +9,7 @@
 
 #include "vmfs/err.h"
 #include "vmfs/event.h"
+#include "vmfs/home.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
 #include "vmfs/node.h"
@@ -276,7 +277,7 @@ void registry_close(void)
 
 typedef struct Change {
 	Vm *vm;
-	char *old_name; /* of a rename */
+	char *old_name, *new_name; /* of a rename */
 	RegistryDone fn;
 	void *arg;
 } Change;
@@ -297,6 +298,7 @@ static void change_end(Change *c, int err)
 		c->fn(c->arg, err);
 	vm_unref(c->vm);
 	g_free(c->old_name);
+	g_free(c->new_name);
 	g_free(c);
 }
 
@@ -365,23 +367,63 @@ static void removed(void *arg, int err)
 	change_end(arg, err);
 }
 
-int registry_remove(Vm *vm, RegistryDone fn, void *arg)
+/* Sets the VM's error, and returns its errno: 0 when it may be changed. */
+static int check_idle(Vm *vm, const char *verb, const char *what)
 {
-	Change *c;
+	g_autoptr(GError) e = NULL;
 
-	if (vm_is_live(vm) || vm_is_asleep(vm) || vm->op) {
-		g_autoptr(GError) e = err_new(EBUSY, "it is %s; %s it before removing it",
-					      vm->op ? "busy" : vm_state_name(vm->state),
-					      vm_is_asleep(vm) ? "'kill'" : "stop");
+	if (vm->state == VM_UNKNOWN && vm->home.be)
+		e = err_new(EHOSTDOWN, "host %s is away; wait for it before %s it", vm_host(vm),
+			    what);
+	else if (vm_is_live(vm) || vm->op)
+		e = err_new(EBUSY, "it is %s; stop it before %s it",
+			    vm->op ? "busy" : vm_state_name(vm->state), what);
+	if (e)
+		vm_set_error(vm, verb, e);
+	return e ? e->code : 0;
+}
 
-		vm_set_error(vm, "rmdir", e);
-		return EBUSY;
+static void undefined(void *arg, const GError *e)
+{
+	Change *c = arg;
+	Vm *vm = c->vm;
+
+	if (e || vm->removed) {
+		if (e)
+			vm_set_error(vm, "rmdir", e);
+		change_end(c, e ? err_code(e) : 0);
+		return;
 	}
-	c = change_new(vm, fn, arg);
 	events_emit_word(vm, "removed", vm->name);
 	forget(vm);
 	store_remove_run(vm->serial);
 	store_remove_vm(vm->serial, removed, c);
+}
+
+int registry_remove(Vm *vm, RegistryDone fn, void *arg)
+{
+	int err = check_idle(vm, "rmdir", "removing");
+
+	if (err)
+		return err;
+	if (vm_is_asleep(vm) && !vm->home.foreign) {
+		g_autoptr(GError) e =
+			err_new(EBUSY, "it is asleep; 'kill' it before removing it");
+
+		vm_set_error(vm, "rmdir", e);
+		return EBUSY;
+	}
+	if (vm->home.foreign) {
+		g_autoptr(GError) e =
+			err_new(EPERM,
+				"vmfs did not make it: it is in the books of %s on host %s; write "
+				"'undefine' to its state to have it forgotten there",
+				vm->home.be->cls->name, vm_host(vm));
+
+		vm_set_error(vm, "rmdir", e);
+		return EPERM;
+	}
+	home_undefine(vm, undefined, change_new(vm, fn, arg));
 	return 0;
 }
 
@@ -417,6 +459,31 @@ void registry_save_meta(Vm *vm, RegistryDone fn, void *arg)
 	save_meta(change_new(vm, fn, arg));
 }
 
+static void renamed(void *arg, const GError *e)
+{
+	Change *c = arg;
+	Vm *vm = c->vm;
+
+	if (!e && !vm->removed && registry_find(c->new_name)) {
+		change_end(c, EEXIST);
+		return;
+	}
+	if (e || vm->removed) {
+		if (e)
+			vm_set_error(vm, "mv", e);
+		change_end(c, e ? err_code(e) : ENOENT);
+		return;
+	}
+	if (vm->home.be) {
+		g_free(vm->home.name);
+		vm->home.name = g_strdup(c->new_name);
+	}
+	c->old_name = g_strdup(vm->name);
+	events_emit_word(vm, "renamed", c->new_name);
+	set_name(vm, c->new_name);
+	save_meta(c);
+}
+
 int registry_rename(Vm *vm, const char *name, RegistryDone fn, void *arg)
 {
 	int err = registry_check_name(name);
@@ -426,18 +493,12 @@ int registry_rename(Vm *vm, const char *name, RegistryDone fn, void *arg)
 		return err;
 	if (registry_find(name))
 		return EEXIST;
-	if (vm_is_live(vm) || vm->op) {
-		g_autoptr(GError) e = err_new(EBUSY, "it is %s; stop it before renaming it",
-					      vm->op ? "busy" : vm_state_name(vm->state));
-
-		vm_set_error(vm, "mv", e);
-		return EBUSY;
-	}
+	err = check_idle(vm, "mv", "renaming");
+	if (err)
+		return err;
 	c = change_new(vm, fn, arg);
-	c->old_name = g_strdup(vm->name);
-	events_emit_word(vm, "renamed", name);
-	set_name(vm, name);
-	save_meta(c);
+	c->new_name = g_strdup(name);
+	home_rename(vm, name, renamed, c);
 	return 0;
 }
 

@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <libvirt/virterror.h>
+#include <libxml/parser.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -32,6 +33,7 @@ static void *run_events(void *arg)
 bool lv_init(void)
 {
 	lv_init_errors();
+	xmlInitParser();
 	if (virInitialize() || virEventRegisterDefaultImpl())
 		return false;
 	g_thread_unref(g_thread_new("libvirt", run_events, NULL));
@@ -189,14 +191,19 @@ static void closed(void *arg)
 	(void)arg;
 }
 
-static void close_later(virConnectPtr virt_take)
+void lv_close_work(void (*work)(void *job), void (*done)(void *job), void *job)
 {
 	static Pool *pool;
 
 	if (!pool)
 		pool = pool_new(THREADS);
+	pool_work(pool, work, done, job);
+}
+
+static void close_later(virConnectPtr virt_take)
+{
 	if (virt_take)
-		pool_work(pool, close_job, closed, virt_take);
+		lv_close_work(close_job, closed, virt_take);
 }
 
 static void retry(void *arg);
@@ -254,8 +261,11 @@ static void show_all(LvHost *lh, LvState s)
 	gpointer lv;
 
 	g_hash_table_iter_init(&it, lh->domains);
-	while (g_hash_table_iter_next(&it, NULL, &lv))
+	while (g_hash_table_iter_next(&it, NULL, &lv)) {
+		lv_console_end(lv);
 		lv_show(lv, s);
+		lv_op_away(lv);
+	}
 }
 
 void lv_host_away(LvHost *lh, char *why)
@@ -311,8 +321,10 @@ void lv_host_close(Host *host)
 	while (g_hash_table_iter_next(&it, NULL, &value)) {
 		LvVm *lv = value;
 
+		lv_console_end(lv);
 		lv->host = NULL;
 		lv_show(lv, (LvState){ VM_UNKNOWN, "host-away" });
+		lv_op_away(lv);
 		if (lv->base.vm->home.foreign)
 			g_ptr_array_add(foreign, lv->base.vm);
 	}

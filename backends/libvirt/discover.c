@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "backends/libvirt/lv.h"
+#include "backends/libvirt/xml.h"
 #include "vmfs/err.h"
 #include "vmfs/log.h"
 
@@ -29,6 +30,8 @@ static void found_free(void *arg)
 
 	g_free(f->name);
 	g_free(f->xml);
+	spec_unref(f->spec);
+	spec_unref(f->run);
 	g_free(f);
 }
 
@@ -135,6 +138,22 @@ typedef struct Look {
 	GError *error;	    /* of the connection */
 } Look;
 
+static Spec *spec_of(const char *xml)
+{
+	g_autofree char *text = xml ? lv_xml_spec(xml, NULL) : NULL;
+
+	return text ? spec_restore(text, strlen(text), NULL) : NULL;
+}
+
+static void look_at_run(virDomainPtr dom, LvFound *f)
+{
+	char *xml = virDomainGetXMLDesc(dom, 0);
+
+	f->run = spec_of(xml);
+	f->agent = xml && lv_xml_has_agent(xml);
+	free(xml);
+}
+
 /* false: the connection is of no use. */
 static bool look_at(virConnectPtr virt, LvFound *f, GError **err)
 {
@@ -155,6 +174,9 @@ static bool look_at(virConnectPtr virt, LvFound *f, GError **err)
 	xml = virDomainGetXMLDesc(dom, VIR_DOMAIN_XML_INACTIVE);
 	f->xml = g_strdup(xml);
 	free(xml);
+	f->spec = spec_of(f->xml);
+	if (f->state.state == VM_RUNNING || f->state.state == VM_PAUSED)
+		look_at_run(dom, f);
 	virDomainFree(dom);
 	return true;
 }
@@ -190,7 +212,7 @@ static void gone(LvHost *lh, const char *key)
 
 	if (!lv)
 		return;
-	lv->defined = false;
+	g_clear_pointer(&lv->xml, g_free);
 	if (lv->base.vm->home.foreign)
 		registry_vanish(lv->base.vm);
 	else
@@ -213,8 +235,6 @@ static LvVm *vm_for(LvHost *lh, const char *key, const char *name)
 		if (lv->base.vm->home.foreign)
 			registry_follow_name(lv->base.vm, name);
 	}
-	if (lv)
-		lv->defined = true;
 	return lv;
 }
 
@@ -230,10 +250,10 @@ static void found(LvHost *lh, LvFound *f)
 	if (!lv)
 		return;
 	lv_show(lv, f->state);
-	if (f->xml) {
-		g_free(lv->xml);
-		lv->xml = g_steal_pointer(&f->xml);
-	}
+	if (f->xml && f->spec)
+		lv_defined(lv, g_steal_pointer(&f->xml), g_steal_pointer(&f->spec));
+	if (f->run)
+		lv_runs(lv, f->run, f->agent);
 }
 
 static void looked(void *arg)

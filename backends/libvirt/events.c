@@ -15,6 +15,7 @@ typedef struct Heard {
 	LvState state; /* VM_STATE_MAX: not said */
 	bool look;     /* more has changed than that */
 	int agent;     /* 1: it is there, -1: it is not, 0: not said */
+	bool rebooted;
 } Heard;
 
 static void heard(void *arg)
@@ -28,7 +29,9 @@ static void heard(void *arg)
 	if (lh && h->look)
 		lv_look(lh, h->key);
 	if (lv && h->agent)
-		backend_agent(&lv->base, h->agent > 0);
+		lv_agent(lv, h->agent > 0);
+	if (lv && h->rebooted)
+		lv_op_rebooted(lv);
 	g_free(h->name);
 	g_free(h);
 }
@@ -73,6 +76,17 @@ static void on_agent(virConnectPtr virt, virDomainPtr dom, int state, int reason
 	loop_post(heard, h);
 }
 
+static void on_reboot(virConnectPtr virt, virDomainPtr dom, void *tag)
+{
+	Heard *h = heard_new(dom, tag);
+
+	(void)virt;
+	if (!h)
+		return;
+	h->rebooted = true;
+	loop_post(heard, h);
+}
+
 static void look_later(virDomainPtr dom, void *tag)
 {
 	Heard *h = heard_new(dom, tag);
@@ -105,6 +119,7 @@ static const struct {
 } callbacks[] = {
 	{ VIR_DOMAIN_EVENT_ID_LIFECYCLE, VIR_DOMAIN_EVENT_CALLBACK(on_lifecycle), true },
 	{ VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, VIR_DOMAIN_EVENT_CALLBACK(on_agent), false },
+	{ VIR_DOMAIN_EVENT_ID_REBOOT, VIR_DOMAIN_EVENT_CALLBACK(on_reboot), false },
 	{ VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, VIR_DOMAIN_EVENT_CALLBACK(on_device), false },
 	{ VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, VIR_DOMAIN_EVENT_CALLBACK(on_device), false },
 	{ VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, VIR_DOMAIN_EVENT_CALLBACK(on_metadata), false },

@@ -1,31 +1,170 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The backend `libvirt`: its class, and a VM's place in it. */
 #include <errno.h>
+#include <string.h>
 
-#include "backends/libvirt/lv.h"
+#include "backends/libvirt/call.h"
+#include "backends/libvirt/xml.h"
 #include "vmfs/err.h"
+#include "vmfs/registry.h"
+
+/* What is there as long as it runs. */
+static void forget_run(LvVm *lv)
+{
+	lv_ip_stop(lv);
+	lv_console_end(lv);
+}
 
 void lv_show(LvVm *lv, LvState s)
 {
-	const VmState before = lv->base.vm->pushed;
+	Vm *vm = lv->base.vm;
+	const VmState before = vm->pushed;
+	const bool ran = before == VM_RUNNING || before == VM_PAUSED || before == VM_STOPPING;
 
-	if ((s.state == VM_STOPPED || s.state == VM_CRASHED) &&
-	    (before == VM_RUNNING || before == VM_PAUSED || before == VM_STOPPING))
+	if (s.state == VM_STOPPED && lv->ending)
+		s.reason = lv->ending;
+	if (s.state == VM_STOPPED || s.state == VM_CRASHED || s.state == VM_ASLEEP)
+		forget_run(lv);
+	/* What is known of its end is not to be forgotten for a word that says less. */
+	if (s.state == before && s.state == VM_STOPPED && !s.reason)
+		s.reason = vm->reason;
+	if (s.state == VM_RUNNING && s.state == before)
+		s.reason = vm->reason;
+	if ((s.state == VM_STOPPED || s.state == VM_CRASHED) && ran)
 		backend_gone(&lv->base, s.state, s.reason, -1);
 	else
 		backend_state(&lv->base, s.state, s.reason);
+	lv_op_look(lv);
+}
+
+void lv_agent(LvVm *lv, bool up)
+{
+	backend_agent(&lv->base, up);
+	if (!up)
+		return;
+	lv_op_agent_up(lv);
+	lv_ip_start(lv);
+}
+
+static void connect_to_host(LvVm *lv)
+{
+	const Host *host = host_find(lv->base.vm->home.host);
+
+	if (lv->host || !host || !host->link)
+		return;
+	lv->host = host->link;
+	g_hash_table_insert(lv->host->domains, lv->base.vm->home.key, lv);
+}
+
+static void prepare(LvVm *lv)
+{
+	if (!lv->calls)
+		lv->calls = g_ptr_array_new();
 }
 
 LvVm *lv_bind(Vm *vm)
 {
 	LvVm *lv = lv_of(vm_backend(vm, NULL));
-	const Host *host = host_find(vm->home.host);
 
-	if (!lv->host && host && host->link) {
-		lv->host = host->link;
-		g_hash_table_insert(lv->host->domains, vm->home.key, lv);
-	}
+	prepare(lv);
+	connect_to_host(lv);
 	return lv;
+}
+
+void lv_settle(LvVm *lv)
+{
+	Vm *vm = lv->base.vm;
+
+	prepare(lv);
+	if (!vm->home.be) {
+		vm->home.be = lv->base.be;
+		vm->home.host = g_strdup("local");
+		vm->home.key = g_uuid_string_random();
+		vm->home.name = g_strdup(vm->name);
+		registry_save_meta(vm, NULL, NULL);
+	}
+	connect_to_host(lv);
+}
+
+/* Nothing that both can say is different. */
+static bool says_the_same(const Spec *user, const Spec *xml)
+{
+	g_autoptr(GPtrArray) diff = spec_diff(user, xml);
+
+	for (unsigned i = 0; i < diff->len; i++) {
+		const char *key = diff->pdata[i];
+		const SpecNic *nic = g_str_has_prefix(key, "nics.") ? spec_named(user, key) : NULL;
+
+		/* What the user left to us is as XML has it. */
+		if (lv_xml_lacks(key) || (!strcmp(key, "accel") && user->accel == ACCEL_AUTO) ||
+		    (nic && !nic->mac && g_str_has_suffix(key, ".mac")))
+			continue;
+		return false;
+	}
+	return true;
+}
+
+/* As XML has it, with what XML cannot say as the user had it. */
+static Spec *join(const Spec *xml, const Spec *user)
+{
+	g_autoptr(GPtrArray) diff = spec_diff(user, xml);
+	Spec *spec = spec_ref((Spec *)xml);
+
+	for (unsigned i = 0; i < diff->len; i++) {
+		Spec *merged;
+
+		if (!lv_xml_lacks(diff->pdata[i]) || !strcmp(diff->pdata[i], "backend"))
+			continue;
+		merged = spec_merge(spec, user, diff->pdata[i]);
+		if (!merged)
+			continue;
+		spec_unref(spec);
+		spec = merged;
+	}
+	return spec;
+}
+
+void lv_defined(LvVm *lv, char *xml, Spec *spec)
+{
+	Vm *vm = lv->base.vm;
+
+	if (g_strcmp0(lv->xml, xml)) {
+		g_free(lv->xml);
+		lv->xml = xml;
+		/* The user's own text stays for as long as it says the same. */
+		if (!says_the_same(vm->spec, spec) || !g_bytes_get_size(vm->spec->text)) {
+			Spec *joined = join(spec, vm->spec);
+
+			vm_set_spec(vm, joined);
+			spec_unref(joined);
+		}
+		vm_changed(vm, EV_SPEC);
+	} else {
+		g_free(xml);
+	}
+	spec_unref(spec);
+}
+
+void lv_runs(LvVm *lv, Spec *spec, bool agent)
+{
+	Vm *vm = lv->base.vm;
+
+	if (vm->pushed != VM_RUNNING && vm->pushed != VM_PAUSED)
+		return;
+	if (says_the_same(vm->spec, spec)) {
+		backend_spec(&lv->base, vm->spec);
+	} else {
+		Spec *joined = join(spec, vm->spec);
+
+		backend_spec(&lv->base, joined);
+		spec_unref(joined);
+	}
+	if (agent && !vm->agent)
+		lv_agent(lv, true);
+	else if (!vm->ips)
+		lv_ip_start(lv);
+	if (!vm->home.foreign)
+		lv_console_want(lv);
 }
 
 static void probe(Backend *be)
@@ -45,26 +184,98 @@ static void probe(Backend *be)
 static bool check(Backend *be, const Spec *spec, GError **err)
 {
 	(void)be;
-	(void)spec;
-	(void)err;
+	for (unsigned i = 0; i < spec->disks->len; i++) {
+		const SpecDisk *d = spec->disks->pdata[i];
+
+		if (!d->file)
+			return err_set(err, EOPNOTSUPP,
+				       "disks.%s: backend 'libvirt' makes no disks: name a file "
+				       "that is there, with `file`",
+				       d->name);
+	}
+	for (unsigned i = 0; i < spec->nics->len; i++) {
+		const SpecNic *n = spec->nics->pdata[i];
+
+		if (n->ports->len)
+			return err_set(err, EOPNOTSUPP,
+				       "nics.%s.ports: backend 'libvirt' cannot forward ports",
+				       n->name);
+	}
+	if (spec->cloud_init.given)
+		return err_set(err, EOPNOTSUPP,
+			       "cloud_init: backend 'libvirt' cannot make that disk");
+	if (spec->machine == MACHINE_MICROVM)
+		return err_set(err, EOPNOTSUPP, "machine: backend 'libvirt' has no microvm");
 	return true;
+}
+
+/* What one would type instead. */
+static bool cmdline(BackendVm *bv, GPtrArray *argv, GError **err)
+{
+	const Host *host = host_find(vm_host(bv->vm));
+	g_autofree char *uri = host ? lv_uri(host) : NULL;
+	const char *name = bv->vm->home.foreign ? bv->vm->home.name : bv->vm->name;
+
+	if (!uri)
+		return err_set(err, EHOSTDOWN, "host %s has no URI", vm_host(bv->vm));
+	g_ptr_array_add(argv, g_strdup("virsh"));
+	g_ptr_array_add(argv, g_strdup("-c"));
+	g_ptr_array_add(argv, g_steal_pointer(&uri));
+	g_ptr_array_add(argv, g_strdup("start"));
+	g_ptr_array_add(argv, g_strdup(name));
+	return true;
+}
+
+static void unmanage(BackendVm *bv, Op *op)
+{
+	Vm *vm = bv->vm;
+
+	if (!vm->home.be || !lv_of(bv)->xml) {
+		op_fail(op, err_new(ESRCH, "libvirt does not have it: it has not been started "
+					   "yet, or was undefined"));
+		return;
+	}
+	vm->home.foreign = true;
+	registry_save_meta(vm, NULL, NULL);
+	op_ok(op);
 }
 
 static void adopt(BackendVm *bv, Op *op)
 {
+	prepare(lv_of(bv));
 	/* What it is its host says, or will. */
 	if (bv->vm->home.be)
 		(void)lv_bind(bv->vm);
+	else
+		backend_state(bv, VM_STOPPED, NULL);
 	op_ok(op);
+}
+
+static void want_ip(BackendVm *bv)
+{
+	if (lv_of(bv)->host)
+		lv_ip_start(lv_of(bv));
+}
+
+static void want_console(BackendVm *bv)
+{
+	if (lv_of(bv)->host)
+		lv_console_want(lv_of(bv));
 }
 
 static void fini(BackendVm *bv)
 {
 	LvVm *lv = lv_of(bv);
 
+	if (!lv->calls)
+		return;
+	lv_op_clear(lv);
+	lv_call_forget(lv);
+	forget_run(lv);
 	if (lv->host)
 		g_hash_table_remove(lv->host->domains, bv->vm->home.key);
 	g_free(lv->xml);
+	g_ptr_array_unref(lv->calls);
 }
 
 const BackendClass libvirt_class = {
@@ -73,10 +284,26 @@ const BackendClass libvirt_class = {
 	.vm_size = sizeof(LvVm),
 	.probe = probe,
 	.check = check,
+	.cmdline = cmdline,
 	.fini = fini,
 	.op = {
+		[OP_START] = lv_start,
+		[OP_STOP] = lv_stop,
+		[OP_KILL] = lv_kill,
+		[OP_PAUSE] = lv_pause,
+		[OP_RESUME] = lv_resume,
+		[OP_REBOOT] = lv_reboot,
+		[OP_RESET] = lv_reset,
+		[OP_UNDEFINE] = lv_undefine_op,
+		[OP_UNMANAGE] = unmanage,
 		[OP_ADOPT] = adopt,
 	},
+	.console_write = lv_console_write,
+	.want_ip = want_ip,
+	.want_console = want_console,
+	.define = lv_define,
+	.rename = lv_rename,
+	.undefine = lv_undefine,
 	.host_open = lv_host_open,
 	.host_close = lv_host_close,
 	.host_is_up = lv_host_is_up,

@@ -40,11 +40,28 @@ typedef struct LvHost {
 	Timer *first;	   /* until the first list is shown though not all is known */
 } LvHost;
 
+typedef struct LvConsole LvConsole;
+
 typedef struct LvVm {
 	BackendVm base;
-	LvHost *host; /* NULL: it is not known there */
-	bool defined; /* its host has it, as far as we know */
-	char *xml;    /* of the domain as it is defined; NULL: not known */
+	LvHost *host;	  /* NULL: it is not known there */
+	char *xml;	  /* of the domain as it is defined; NULL: not known, or not defined */
+	GPtrArray *calls; /* of LvCall: those that are under way */
+
+	/* verbs.c: the op that waits for an answer or an event. */
+	Op *op;
+	Timer *op_timer;
+	const char *ending; /* why it ends, when we end it */
+	void *start;	    /* the LvCall that starts it */
+	bool undoing;	    /* and what that has done is to be undone */
+
+	LvConsole *console; /* NULL: not connected */
+	bool connecting;
+
+	/* ip.c: the series of questions. */
+	Timer *ip_timer;
+	unsigned ip_try;
+	bool ip_asked;
 } LvVm;
 
 static inline LvVm *lv_of(BackendVm *bv)
@@ -96,6 +113,8 @@ static inline void *lv_host_tag(const LvHost *lh)
 bool lv_host_need(const LvHost *lh, GError **err);
 /* The connection has turned out to be of no use: `why` (taken) is a sentence. */
 void lv_host_away(LvHost *lh, char *why);
+/* What says good-bye to a host, and so may wait for it: in threads that nobody else needs. */
+void lv_close_work(void (*work)(void *job), void (*done)(void *job), void *job);
 
 /* events.c */
 
@@ -109,8 +128,10 @@ typedef struct LvFound {
 	char key[VIR_UUID_STRING_BUFLEN];
 	char *name;
 	LvState state;
-	char *xml;  /* as it is defined; NULL: not asked */
-	bool known; /* false: there is no such domain */
+	char *xml;	  /* as it is defined; NULL: not asked */
+	Spec *spec, *run; /* what that says; what runs says; or NULL */
+	bool agent;	  /* it is there */
+	bool known;	  /* false: there is no such domain */
 } LvFound;
 
 /* In the pool: what there is, with states but without XML. Of LvFound. */
@@ -126,5 +147,47 @@ void lv_look_no_more(LvHost *lh);
 
 /* libvirt.c */
 void lv_show(LvVm *lv, LvState s);
+/* The guest's agent has come or gone. */
+void lv_agent(LvVm *lv, bool up);
 /* The VM's place at its host, once it has one. */
 LvVm *lv_bind(Vm *vm);
+/* Give it one. */
+void lv_settle(LvVm *lv);
+/* It is defined like this (both taken). */
+void lv_defined(LvVm *lv, char *xml, Spec *spec);
+/* And it runs like this. */
+void lv_runs(LvVm *lv, Spec *spec, bool agent);
+
+/* verbs.c */
+void lv_start(BackendVm *bv, Op *op);
+void lv_stop(BackendVm *bv, Op *op);
+void lv_kill(BackendVm *bv, Op *op);
+void lv_pause(BackendVm *bv, Op *op);
+void lv_resume(BackendVm *bv, Op *op);
+void lv_reboot(BackendVm *bv, Op *op);
+void lv_reset(BackendVm *bv, Op *op);
+void lv_undefine_op(BackendVm *bv, Op *op);
+void lv_define(BackendVm *bv, Spec *spec, BackendDone fn, void *arg);
+void lv_rename(BackendVm *bv, const char *name, BackendDone fn, void *arg);
+void lv_undefine(BackendVm *bv, BackendDone fn, void *arg);
+void lv_op_clear(LvVm *lv);
+/* For the op that waits for this: the state has changed; the guest has reset; the agent is there;
+ * the host is away. */
+void lv_op_look(LvVm *lv);
+void lv_op_rebooted(LvVm *lv);
+void lv_op_agent_up(LvVm *lv);
+void lv_op_away(LvVm *lv);
+
+/* console.c */
+/* In the pool: NULL when it has no console, or another reader has it. */
+virStreamPtr lv_console_connect(virConnectPtr virt, virDomainPtr dom);
+void lv_console_begin(LvVm *lv, virStreamPtr stream_take);
+void lv_console_drop(virStreamPtr stream_take);
+void lv_console_end(LvVm *lv);
+/* Connect, if it runs. */
+void lv_console_want(LvVm *lv);
+size_t lv_console_write(BackendVm *bv, const char *data, size_t len);
+
+/* ip.c */
+void lv_ip_start(LvVm *lv);
+void lv_ip_stop(LvVm *lv);

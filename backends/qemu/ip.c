@@ -10,33 +10,13 @@
 
 #include "backends/qemu/qemu.h"
 #include "vmfs/err.h"
+#include "vmfs/netaddr.h"
 
 #define FIRST_PAUSE_MS	 100
 #define MAX_TRIES	 9 /* the pauses double: some 30 s in all */
 #define AGENT_TIMEOUT_MS 3000
-#define MAX_ADDRESSES	 32
 
 static void ask(void *arg);
-
-/* 0: useless to anyone else (loopback, link-local, no address at all); higher is better. */
-static int rank(const char *text)
-{
-	struct in_addr v4;
-	struct in6_addr v6;
-
-	if (inet_pton(AF_INET, text, &v4) == 1) {
-		const uint32_t a = ntohl(v4.s_addr);
-		if (a >> 24 == 0 || a >> 24 == 127 || a >> 16 == 0xa9fe || a >> 28 >= 0xe)
-			return 0;
-		return 2;
-	}
-	if (inet_pton(AF_INET6, text, &v6) != 1)
-		return 0;
-	if (IN6_IS_ADDR_UNSPECIFIED(&v6) || IN6_IS_ADDR_LOOPBACK(&v6) ||
-	    IN6_IS_ADDR_LINKLOCAL(&v6) || IN6_IS_ADDR_MULTICAST(&v6))
-		return 0;
-	return 1;
-}
 
 static bool is_ours(const char *mac, const Spec *spec, unsigned id)
 {
@@ -49,37 +29,22 @@ static bool is_ours(const char *mac, const Spec *spec, unsigned id)
 	return false;
 }
 
-static void add_address(GPtrArray *ips, const char *text, int wanted)
-{
-	if (rank(text) != wanted || ips->len >= MAX_ADDRESSES)
-		return;
-	for (guint i = 0; i < ips->len; i++) {
-		if (!strcmp(ips->pdata[i], text))
-			return;
-	}
-	g_ptr_array_add(ips, g_strdup(text));
-}
-
 GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned id)
 {
 	GPtrArray *ips = g_ptr_array_new_with_free_func(g_free);
 	size_t i, j;
 	json_t *nic, *addr;
 
-	for (int wanted = 2; wanted > 0; wanted--) {
-		json_array_foreach(interfaces, i, nic)
+	json_array_foreach(interfaces, i, nic)
+	{
+		const char *mac = json_string_value(json_object_get(nic, "hardware-address"));
+		if (!mac || !is_ours(mac, spec, id))
+			continue;
+		json_array_foreach(json_object_get(nic, "ip-addresses"), j, addr)
 		{
-			const char *mac =
-				json_string_value(json_object_get(nic, "hardware-address"));
-			if (!mac || !is_ours(mac, spec, id))
-				continue;
-			json_array_foreach(json_object_get(nic, "ip-addresses"), j, addr)
-			{
-				const char *text =
-					json_string_value(json_object_get(addr, "ip-address"));
-				if (text)
-					add_address(ips, text, wanted);
-			}
+			const char *text = json_string_value(json_object_get(addr, "ip-address"));
+			if (text)
+				netaddr_add(ips, text);
 		}
 	}
 	return ips;
@@ -179,7 +144,7 @@ static void take_source(void *arg, const Row *r)
 	/* slirp's net; .2 is the host's side of it, .3 the name server. */
 	const uint32_t a = ntohl(v4.s_addr);
 	if (a >> 8 == 0x0a0002 && (a & 0xff) > 3)
-		add_address(ips, r->src, 2);
+		netaddr_add(ips, r->src);
 }
 
 GPtrArray *qemu_usernet_ips(const char *usernet, const Spec *spec)

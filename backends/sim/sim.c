@@ -333,6 +333,8 @@ static void apply(SimVm *s, Op *op)
 	case OP_APPLY: /* the core keeps what runs */
 	case OP_EXEC:
 	case OP_EXEC_SIGNAL:
+	case OP_UNDEFINE:
+	case OP_UNMANAGE:
 	case OP_NONE:
 	case OP_ADOPT:
 	case OP_MAX:

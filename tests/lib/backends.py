@@ -126,4 +126,19 @@ class Qemu:
         vm.write("console", "poweroff\n", 0)
 
 
-BACKENDS = {cls.name: cls for cls in (Sim, Qemu)}
+class Libvirt(Qemu):
+    name = "libvirt"
+    after_crash = "vmm-died"
+
+    def __init__(self, fs, guest, libvirtd):
+        super().__init__(fs, guest)
+        self.libvirtd = libvirtd
+
+    def spec(self, *args, **kwargs):
+        return super().spec(*args, **kwargs).replace("backend: qemu", "backend: libvirt")
+
+    def crash(self, vm):
+        os.kill(self.libvirtd.vmm(vm.name), signal.SIGKILL)
+
+
+BACKENDS = {cls.name: cls for cls in (Sim, Qemu, Libvirt)}

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Orders to a host about one VM: a function that runs in a thread of the host's pool, and one that
+ * runs on the loop with what it found. A call outlives its VM, its op and its connection; it knows
+ * what is left of them.
+ */
+#pragma once
+
+#include "backends/libvirt/lv.h"
+
+typedef struct LvCall LvCall;
+struct LvCall {
+	/* For the loop. */
+	Vm *vm;	  /* a reference */
+	LvVm *lv; /* NULL once nobody is interested: look at lv_call_alive() */
+	void *tag;
+	Op *op; /* NULL once it was cancelled */
+	BackendDone fn;
+	void *arg;
+	void (*done)(LvCall *c);
+
+	/* For the thread, and then for the loop. */
+	virConnectPtr virt;
+	bool (*work)(LvCall *c, GError **err);
+	char key[VIR_UUID_STRING_BUFLEN];
+	virDomainPtr dom; /* looked up by key before work(); NULL if `absent` and there is none */
+	bool absent;	  /* there may be no such domain */
+	char *name;
+	Spec *spec, *have; /* references of the loop's */
+	unsigned id;
+	char *xml; /* what was defined */
+	bool console, resume;
+	virStreamPtr stream;
+	GPtrArray *list; /* of char* */
+	LvState state;	 /* after it */
+	GError *error;
+};
+
+/* NULL and err when the host is away. Fill in the rest, then send it. */
+LvCall *lv_call_new(LvVm *lv, bool (*work)(LvCall *c, GError **err), void (*done)(LvCall *c),
+		    GError **err);
+void lv_call_send(LvCall *c);
+/* The VM is still there, and its host is the same connection. */
+bool lv_call_alive(const LvCall *c);
+/* Nothing more is to come of the calls of this VM, which goes. */
+void lv_call_forget(LvVm *lv);

@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* From XML to a spec, and the document as such. */
+#include "backends/libvirt/xml.h"
+
+#include <errno.h>
+#include <libxml/parser.h>
+#include <string.h>
+
+#include "backends/libvirt/xmltree.h"
+#include "vmfs/err.h"
+
+#define MAX_XML (16u << 20)
+
+xmlDoc *xmltree_parse(const char *text, GError **err)
+{
+	size_t len = strlen(text);
+	xmlDoc *doc =
+		len > MAX_XML
+			? NULL
+			: xmlReadMemory(text, (int)len, NULL, NULL,
+					XML_PARSE_NONET | XML_PARSE_NOERROR | XML_PARSE_NOWARNING);
+	const xmlNode *root = doc ? xmlDocGetRootElement(doc) : NULL;
+
+	if (root && !strcmp((const char *)root->name, "domain"))
+		return doc;
+	xmlFreeDoc(doc);
+	(void)err_set(err, EINVAL, "that is not the XML of a domain");
+	return NULL;
+}
+
+xmlNode *xmltree_next(xmlNode *after, const char *name)
+{
+	for (xmlNode *n = after; n; n = n->next)
+		if (n->type == XML_ELEMENT_NODE && !strcmp((const char *)n->name, name))
+			return n;
+	return NULL;
+}
+
+xmlNode *xmltree_find(xmlNode *from, const char *path)
+{
+	g_auto(GStrv) names = g_strsplit(path, "/", -1);
+
+	for (unsigned i = 0; from && names[i]; i++)
+		from = xmltree_next(from->children, names[i]);
+	return from;
+}
+
+char *xmltree_attr(const xmlNode *n, const char *name)
+{
+	xmlChar *value = n ? xmlGetNoNsProp(n, (const xmlChar *)name) : NULL;
+	char *copy = g_strdup((char *)value);
+
+	xmlFree(value);
+	return copy;
+}
+
+bool xmltree_attr_is(const xmlNode *n, const char *name, const char *value)
+{
+	g_autofree char *have = xmltree_attr(n, name);
+
+	return !g_strcmp0(have, value);
+}
+
+char *xmltree_text(const xmlNode *n)
+{
+	xmlChar *value = n ? xmlNodeGetContent(n) : NULL;
+	char *copy = value ? g_strstrip(g_strdup((char *)value)) : NULL;
+
+	xmlFree(value);
+	return copy;
+}
+
+/* ---- what it says ---- */
+
+static void quote(GString *out, const char *text)
+{
+	g_string_append_c(out, '"');
+	for (; *text; text++) {
+		if (*text == '"' || *text == '\\')
+			g_string_append_c(out, '\\');
+		/* Neither YAML nor XML has control characters of its own. */
+		g_string_append_c(out, (unsigned char)*text < ' ' ? ' ' : *text);
+	}
+	g_string_append_c(out, '"');
+}
+
+/* In bytes; 0: none. */
+static uint64_t memory_of(const xmlNode *n)
+{
+	static const struct {
+		const char *name;
+		uint64_t bytes;
+	} units[] = {
+		{ "b", 1 },
+		{ "bytes", 1 },
+		{ "KB", 1000 },
+		{ "k", 1024 },
+		{ "KiB", 1024 },
+		{ "MB", 1000000 },
+		{ "M", 1 << 20 },
+		{ "MiB", 1 << 20 },
+		{ "GB", 1000000000 },
+		{ "G", 1 << 30 },
+		{ "GiB", 1 << 30 },
+		{ "TB", 1000000000000 },
+		{ "T", (uint64_t)1 << 40 },
+		{ "TiB", (uint64_t)1 << 40 },
+	};
+	g_autofree char *text = xmltree_text(n), *unit = xmltree_attr(n, "unit");
+	uint64_t value = text ? g_ascii_strtoull(text, NULL, 10) : 0;
+
+	for (unsigned i = 0; unit && i < G_N_ELEMENTS(units); i++)
+		if (!strcmp(units[i].name, unit))
+			return value > SPEC_MAX_MEMORY / units[i].bytes ? 0
+									: value * units[i].bytes;
+	return value > SPEC_MAX_MEMORY >> 10 ? 0 : value << 10;
+}
+
+static void say_top(xmlNode *domain, GString *out)
+{
+	g_autofree char *cpus = xmltree_text(xmltree_find(domain, "vcpu"));
+	uint64_t memory = memory_of(xmltree_find(domain, "memory"));
+	uint64_t n = cpus ? g_ascii_strtoull(cpus, NULL, 10) : 0;
+
+	g_string_append(out, "backend: libvirt\n");
+	if (n && n <= SPEC_MAX_CPUS)
+		g_string_append_printf(out, "cpus: %" G_GUINT64_FORMAT "\n", n);
+	/* In whole MiB, of which a spec has 16 at least. */
+	if (memory)
+		g_string_append_printf(out, "memory: %" G_GUINT64_FORMAT "MiB\n",
+				       MAX((memory + (1 << 20) - 1) >> 20, 16));
+	if (xmltree_attr_is(domain, "type", "kvm"))
+		g_string_append(out, "accel: kvm\n");
+	else if (xmltree_attr_is(domain, "type", "qemu"))
+		g_string_append(out, "accel: tcg\n");
+}
+
+static bool is_path(const char *text)
+{
+	return text && *text == '/' && strlen(text) < 4096;
+}
+
+static void say_boot(xmlNode *domain, GString *out)
+{
+	xmlNode *os = xmltree_find(domain, "os");
+	g_autofree char *kernel = xmltree_text(xmltree_find(domain, "os/kernel"));
+	g_autofree char *initrd = xmltree_text(xmltree_find(domain, "os/initrd"));
+	g_autofree char *cmdline = xmltree_text(xmltree_find(domain, "os/cmdline"));
+
+	if (xmltree_attr_is(os, "firmware", "efi") ||
+	    xmltree_attr_is(xmltree_find(domain, "os/loader"), "type", "pflash"))
+		g_string_append(out, "firmware: uefi\n");
+	if (!is_path(kernel))
+		return;
+	g_string_append(out, "boot:\n  kernel: ");
+	quote(out, kernel);
+	if (is_path(initrd)) {
+		g_string_append(out, "\n  initrd: ");
+		quote(out, initrd);
+	}
+	if (cmdline && *cmdline && strlen(cmdline) < 4096) {
+		g_string_append(out, "\n  cmdline: ");
+		quote(out, cmdline);
+	}
+	g_string_append_c(out, '\n');
+}
+
+char *xmltree_device_name(xmlNode *device, unsigned index)
+{
+	g_autofree char *alias = xmltree_attr(xmltree_find(device, "alias"), "name");
+	g_autofree char *target = xmltree_attr(xmltree_find(device, "target"), "dev");
+
+	if (alias && g_str_has_prefix(alias, XML_ALIAS))
+		return g_strdup(alias + strlen(XML_ALIAS));
+	if (!strcmp((const char *)device->name, "disk") && target)
+		return g_steal_pointer(&target);
+	return g_strdup_printf("eth%u", index);
+}
+
+char *xmltree_disk_path(xmlNode *disk)
+{
+	xmlNode *source = xmltree_find(disk, "source");
+	g_autofree char *path = xmltree_attr(source, "file");
+	g_autofree char *format = xmltree_attr(xmltree_find(disk, "driver"), "type");
+
+	if (!path)
+		path = xmltree_attr(source, "dev");
+	if (!is_path(path) ||
+	    !(xmltree_attr_is(disk, "device", "disk") || xmltree_attr_is(disk, "device", NULL)))
+		return NULL;
+	if (format && strcmp(format, "raw") && strcmp(format, "qcow2"))
+		return NULL;
+	return g_steal_pointer(&path);
+}
+
+static void say_disks(xmlNode *devices, GString *out)
+{
+	bool any = false;
+
+	for (xmlNode *n = xmltree_next(devices->children, "disk"); n;
+	     n = xmltree_next(n->next, "disk")) {
+		g_autofree char *path = xmltree_disk_path(n), *name = NULL;
+		g_autofree char *format = xmltree_attr(xmltree_find(n, "driver"), "type");
+
+		if (!path)
+			continue;
+		name = xmltree_device_name(n, 0);
+		g_string_append_printf(out, "%s  %s: {file: ", any ? "" : "disks:\n", name);
+		quote(out, path);
+		if (format)
+			g_string_append_printf(out, ", format: %s", format);
+		if (xmltree_find(n, "readonly"))
+			g_string_append(out, ", readonly: true");
+		g_string_append(out, "}\n");
+		any = true;
+	}
+}
+
+bool xmltree_is_nic(xmlNode *n)
+{
+	return xmltree_attr_is(n, "type", "user");
+}
+
+static void say_nics(xmlNode *devices, GString *out)
+{
+	unsigned i = 0;
+	bool any = false;
+
+	for (xmlNode *n = xmltree_next(devices->children, "interface"); n;
+	     n = xmltree_next(n->next, "interface"), i++) {
+		g_autofree char *mac = xmltree_attr(xmltree_find(n, "mac"), "address");
+		g_autofree char *name = NULL;
+
+		if (!xmltree_is_nic(n))
+			continue;
+		name = xmltree_device_name(n, i);
+		g_string_append_printf(out, "%s  %s: {network: user", any ? "" : "nics:\n", name);
+		if (mac)
+			g_string_append_printf(out, ", mac: \"%s\"", mac);
+		g_string_append(out, "}\n");
+		any = true;
+	}
+	if (!any)
+		g_string_append(out, "nics: {}\n");
+}
+
+char *lv_xml_spec(const char *xml, GError **err)
+{
+	xmlDoc *doc = xmltree_parse(xml, err);
+	xmlNode *domain = doc ? xmlDocGetRootElement(doc) : NULL, *devices;
+	GString *out;
+
+	if (!doc)
+		return NULL;
+	out = g_string_new(NULL);
+	say_top(domain, out);
+	say_boot(domain, out);
+	devices = xmltree_find(domain, "devices");
+	if (devices)
+		say_disks(devices, out);
+	if (devices)
+		say_nics(devices, out);
+	xmlFreeDoc(doc);
+	return g_string_free(out, FALSE);
+}
+
+bool lv_xml_has_agent(const char *xml)
+{
+	xmlDoc *doc = xmltree_parse(xml, NULL);
+	xmlNode *devices = doc ? xmltree_find(xmlDocGetRootElement(doc), "devices") : NULL;
+	bool found = false;
+
+	for (xmlNode *n = devices ? xmltree_next(devices->children, "channel") : NULL; n && !found;
+	     n = xmltree_next(n->next, "channel")) {
+		xmlNode *target = xmltree_find(n, "target");
+
+		found = xmltree_attr_is(target, "name", XML_AGENT) &&
+			xmltree_attr_is(target, "state", "connected");
+	}
+	xmlFreeDoc(doc);
+	return found;
+}
+
+GPtrArray *lv_xml_macs(const char *xml)
+{
+	GPtrArray *out = g_ptr_array_new_with_free_func(g_free);
+	xmlDoc *doc = xmltree_parse(xml, NULL);
+	xmlNode *devices = doc ? xmltree_find(xmlDocGetRootElement(doc), "devices") : NULL;
+
+	for (xmlNode *n = devices ? xmltree_next(devices->children, "interface") : NULL; n;
+	     n = xmltree_next(n->next, "interface")) {
+		char *mac = xmltree_attr(xmltree_find(n, "mac"), "address");
+
+		if (mac)
+			g_ptr_array_add(out, mac);
+	}
+	xmlFreeDoc(doc);
+	return out;
+}

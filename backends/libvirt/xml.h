@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A domain's XML and spec.yaml. A spec knows a part of what XML can say: that part is read from it,
+ * and only what differs in that part is ever changed in it. Pure; any thread.
+ */
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+
+#include "vmfs/spec.h"
+
+/* What the document says, as text of a spec.yaml. EINVAL when it is no domain's. */
+char *lv_xml_spec(const char *xml, GError **err);
+
+/* What is not in a spec, of a domain that is to be made. */
+typedef struct LvNew {
+	const char *name, *key;
+	unsigned id;
+	bool kvm; /* the host has it: for `accel: auto` */
+} LvNew;
+
+/* A domain from nothing. */
+char *lv_xml_new(const LvNew *made, const Spec *spec, GError **err);
+/* `xml`, with what differs between both specs as `want` has it. Owned by the caller. */
+char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, GError **err);
+/* Is it something that a spec says but XML does not? Then it is not to be looked for there. */
+bool lv_xml_lacks(const char *spec_key);
+/* Of its network interfaces: of char *, owned by the caller. */
+GPtrArray *lv_xml_macs(const char *xml);
+/* The guest has its agent connected, in the XML of a domain that runs. */
+bool lv_xml_has_agent(const char *xml);

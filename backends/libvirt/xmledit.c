@@ -1,0 +1,418 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* From a spec to XML: each key of a spec that differs has a row here that changes its part. */
+#include <errno.h>
+#include <libxml/parser.h>
+#include <string.h>
+
+#include "backends/libvirt/xml.h"
+#include "backends/libvirt/xmltree.h"
+#include "vmfs/err.h"
+
+#define X(text) ((const xmlChar *)(text))
+
+static const char skeleton[] =
+	"<domain>\n"
+	"  <os>\n    <type arch='x86_64' machine='q35'>hvm</type>\n  </os>\n"
+	"  <features>\n    <acpi/>\n    <apic/>\n  </features>\n"
+	"  <cpu mode='maximum'/>\n"
+	"  <devices>\n"
+	"    <serial type='pty'>\n      <target port='0'/>\n    </serial>\n"
+	"    <console type='pty'>\n      <target type='serial' port='0'/>\n    </console>\n"
+	"    <channel type='unix'>\n"
+	"      <target type='virtio' name='" XML_AGENT "'/>\n    </channel>\n"
+	"    <rng model='virtio'>\n"
+	"      <backend model='random'>/dev/urandom</backend>\n    </rng>\n"
+	"    <memballoon model='virtio'/>\n"
+	"  </devices>\n"
+	"</domain>\n";
+
+/* Before what closes the parent, in the layout that libvirt writes. */
+static xmlNode *add_child(xmlNode *parent, const char *name, const char *text)
+{
+	unsigned depth = 0;
+	g_autofree char *indent = NULL, *closing = NULL;
+	xmlNode *last = parent->last, *child;
+
+	for (const xmlNode *n = parent; n->parent && n->parent->type == XML_ELEMENT_NODE;
+	     n = n->parent)
+		depth++;
+	indent = g_strdup_printf("\n%*s", 2 * (int)(depth + 1), "");
+	closing = g_strdup_printf("\n%*s", 2 * (int)depth, "");
+	if (last && last->type == XML_TEXT_NODE && xmlIsBlankNode(last)) {
+		xmlUnlinkNode(last);
+		xmlFreeNode(last);
+	}
+	(void)xmlAddChild(parent, xmlNewText(X(indent)));
+	child = xmlNewTextChild(parent, NULL, X(name), text ? X(text) : NULL);
+	(void)xmlAddChild(parent, xmlNewText(X(closing)));
+	return child;
+}
+
+static void set_text(xmlNode *n, const char *text)
+{
+	xmlChar *e = xmlEncodeSpecialChars(n->doc, X(text));
+
+	xmlNodeSetContent(n, e);
+	xmlFree(e);
+}
+
+static void set_attr(xmlNode *n, const char *name, const char *value)
+{
+	(void)xmlSetProp(n, X(name), X(value));
+}
+
+/* An element goes, and the blanks before it. */
+static void drop(xmlNode *n)
+{
+	xmlNode *blank;
+
+	if (!n)
+		return;
+	blank = n->prev;
+	xmlUnlinkNode(n);
+	xmlFreeNode(n);
+	if (blank && blank->type == XML_TEXT_NODE && xmlIsBlankNode(blank)) {
+		xmlUnlinkNode(blank);
+		xmlFreeNode(blank);
+	}
+}
+
+/* The element `name` of parent has this text, or is not there (NULL). */
+static void put(xmlNode *parent, const char *name, const char *text)
+{
+	xmlNode *n = xmltree_find(parent, name);
+
+	if (!text)
+		drop(n);
+	else if (n)
+		set_text(n, text);
+	else
+		(void)add_child(parent, name, text);
+}
+
+/* ---- the keys ---- */
+
+typedef struct Edit {
+	xmlNode *domain;
+	const Spec *want;
+	const char *name;  /* of the disk or the nic */
+	const LvNew *made; /* NULL: it is there already */
+} Edit;
+
+static bool set_cpus(const Edit *e, GError **err)
+{
+	g_autofree char *text = g_strdup_printf("%u", e->want->cpus);
+	xmlNode *n = xmltree_find(e->domain, "vcpu");
+
+	(void)err;
+	put(e->domain, "vcpu", text);
+	if (n)
+		(void)xmlUnsetProp(n, X("current"));
+	return true;
+}
+
+static bool set_memory(const Edit *e, GError **err)
+{
+	static const char *const names[] = { "memory", "currentMemory" };
+	g_autofree char *text = g_strdup_printf("%" G_GUINT64_FORMAT, e->want->memory >> 10);
+
+	(void)err;
+	for (unsigned i = 0; i < G_N_ELEMENTS(names); i++) {
+		if (i && !xmltree_find(e->domain, names[i]))
+			break;
+		put(e->domain, names[i], text);
+		set_attr(xmltree_find(e->domain, names[i]), "unit", "KiB");
+	}
+	return true;
+}
+
+static bool set_accel(const Edit *e, GError **err)
+{
+	bool kvm = e->want->accel == ACCEL_KVM ||
+		   (e->want->accel == ACCEL_AUTO && e->made && e->made->kvm);
+
+	(void)err;
+	/* What is there is as good as any to `auto`. */
+	if (e->want->accel != ACCEL_AUTO || e->made)
+		set_attr(e->domain, "type", kvm ? "kvm" : "qemu");
+	return true;
+}
+
+static bool set_firmware(const Edit *e, GError **err)
+{
+	xmlNode *os = xmltree_find(e->domain, "os");
+
+	(void)err;
+	drop(xmltree_find(os, "loader"));
+	drop(xmltree_find(os, "nvram"));
+	if (e->want->firmware == FIRMWARE_UEFI)
+		set_attr(os, "firmware", "efi");
+	else
+		(void)xmlUnsetProp(os, X("firmware"));
+	return true;
+}
+
+static bool set_boot(const Edit *e, GError **err)
+{
+	xmlNode *os = xmltree_find(e->domain, "os");
+
+	(void)err;
+	put(os, "kernel", e->want->kernel);
+	put(os, "initrd", e->want->initrd);
+	put(os, "cmdline", e->want->cmdline && *e->want->cmdline ? e->want->cmdline : NULL);
+	return true;
+}
+
+static xmlNode *find_device(xmlNode *devices, const char *kind, const char *name)
+{
+	unsigned i = 0;
+
+	for (xmlNode *n = xmltree_next(devices->children, kind); n;
+	     n = xmltree_next(n->next, kind), i++) {
+		g_autofree char *have = xmltree_device_name(n, i);
+
+		if (!strcmp(have, name))
+			return n;
+	}
+	return NULL;
+}
+
+/* vda, vdb...: the first that no other disk has. */
+static char *free_target(xmlNode *devices)
+{
+	for (unsigned i = 0; i < SPEC_MAX_ITEMS; i++) {
+		char *dev = i < 26 ? g_strdup_printf("vd%c", 'a' + i)
+				   : g_strdup_printf("vd%c%c", 'a' + i / 26 - 1, 'a' + i % 26);
+		bool taken = false;
+
+		for (xmlNode *n = xmltree_next(devices->children, "disk"); n && !taken;
+		     n = xmltree_next(n->next, "disk"))
+			taken = xmltree_attr_is(xmltree_find(n, "target"), "dev", dev);
+		if (!taken)
+			return dev;
+		g_free(dev);
+	}
+	return NULL;
+}
+
+static void set_alias(xmlNode *device, const char *name)
+{
+	g_autofree char *alias = g_strconcat(XML_ALIAS, name, NULL);
+
+	set_attr(add_child(device, "alias", NULL), "name", alias);
+}
+
+static bool fill_disk(xmlNode *n, const SpecDisk *d)
+{
+	bool is_device = g_str_has_prefix(d->file, "/dev/");
+	const char *format = d->format				   ? d->format
+			     : g_str_has_suffix(d->file, ".qcow2") ? "qcow2"
+								   : "raw";
+	xmlNode *driver = xmltree_find(n, "driver"), *source = xmltree_find(n, "source");
+
+	if (!driver)
+		driver = add_child(n, "driver", NULL);
+	if (!source)
+		source = add_child(n, "source", NULL);
+	set_attr(n, "type", is_device ? "block" : "file");
+	set_attr(driver, "name", "qemu");
+	set_attr(driver, "type", format);
+	(void)xmlUnsetProp(source, X(is_device ? "file" : "dev"));
+	set_attr(source, is_device ? "dev" : "file", d->file);
+	if (!d->readonly)
+		drop(xmltree_find(n, "readonly"));
+	else if (!xmltree_find(n, "readonly"))
+		(void)add_child(n, "readonly", NULL);
+	return true;
+}
+
+static bool set_disk(const Edit *e, GError **err)
+{
+	xmlNode *devices = xmltree_find(e->domain, "devices");
+	xmlNode *n = find_device(devices, "disk", e->name), *target;
+	g_autofree char *key = g_strconcat("disks.", e->name, NULL), *dev = NULL;
+	const SpecDisk *d = spec_named(e->want, key);
+
+	if (!d) {
+		drop(n);
+		return true;
+	}
+	if (n)
+		return fill_disk(n, d);
+	dev = free_target(devices);
+	if (!dev)
+		return err_set(err, ENOSPC, "disks.%s: there are too many disks", e->name);
+	n = add_child(devices, "disk", NULL);
+	set_attr(n, "device", "disk");
+	(void)fill_disk(n, d);
+	target = add_child(n, "target", NULL);
+	set_attr(target, "dev", dev);
+	set_attr(target, "bus", "virtio");
+	set_alias(n, e->name);
+	return true;
+}
+
+static bool set_nic(const Edit *e, GError **err)
+{
+	xmlNode *devices = xmltree_find(e->domain, "devices");
+	xmlNode *n = find_device(devices, "interface", e->name), *mac;
+	g_autofree char *key = g_strconcat("nics.", e->name, NULL), *made = NULL;
+	const SpecNic *nic = spec_named(e->want, key);
+	guint index = 0;
+
+	(void)err;
+	if (!nic) {
+		drop(n);
+		return true;
+	}
+	if (!n) {
+		n = add_child(devices, "interface", NULL);
+		set_attr(n, "type", "user");
+		set_attr(add_child(n, "model", NULL), "type", "virtio");
+		set_alias(n, e->name);
+	}
+	(void)g_ptr_array_find(e->want->nics, nic, &index);
+	if (!nic->mac && e->made)
+		made = g_strdup_printf("52:54:00:%02x:%02x:%02x", (e->made->id >> 8) & 0xff,
+				       e->made->id & 0xff, index & 0xff);
+	if (nic->mac || made) {
+		mac = xmltree_find(n, "mac");
+		set_attr(mac ? mac : add_child(n, "mac", NULL), "address",
+			 nic->mac ? nic->mac : made);
+	}
+	return true;
+}
+
+static bool set_display(const Edit *e, GError **err)
+{
+	static const char *const models[] = { [DISPLAY_AUTO] = "vga",
+					      [DISPLAY_NONE] = "none",
+					      [DISPLAY_VGA] = "vga",
+					      [DISPLAY_VIRTIO] = "virtio" };
+	xmlNode *devices = xmltree_find(e->domain, "devices"), *video;
+
+	(void)err;
+	video = xmltree_find(devices, "video");
+	if (!video)
+		video = add_child(devices, "video", NULL);
+	if (!xmltree_find(video, "model"))
+		(void)add_child(video, "model", NULL);
+	set_attr(xmltree_find(video, "model"), "type", models[spec_display(e->want)]);
+	return true;
+}
+
+/* The rows: what a key of a spec changes. Those without a function are not in the XML. */
+static const struct {
+	const char *key;
+	bool named; /* key.NAME.anything */
+	bool (*set)(const Edit *e, GError **err);
+} keys[] = {
+	{ "cpus", false, set_cpus },   { "memory", false, set_memory },
+	{ "accel", false, set_accel }, { "firmware", false, set_firmware },
+	{ "boot", true, set_boot },    { "disks", true, set_disk },
+	{ "nics", true, set_nic },     { "display", false, set_display },
+	{ "backend", false, NULL },    { "stop_timeout", false, NULL },
+	{ "autostart", false, NULL },  { "vnc", false, NULL },
+};
+
+static int row_of(const char *spec_key)
+{
+	size_t len = strcspn(spec_key, ".");
+
+	for (unsigned i = 0; i < G_N_ELEMENTS(keys); i++)
+		if (strlen(keys[i].key) == len && !strncmp(keys[i].key, spec_key, len))
+			return (int)i;
+	return -1;
+}
+
+/* A display is written and not read: what is there may be much more than a spec can say. */
+bool lv_xml_lacks(const char *spec_key)
+{
+	int row = row_of(spec_key);
+
+	return row < 0 || !keys[row].set || keys[row].set == set_display;
+}
+
+static bool apply(const char *spec_key, Edit *e, GError **err)
+{
+	g_auto(GStrv) part = g_strsplit(spec_key, ".", 3);
+	int row = row_of(spec_key);
+
+	if (row < 0)
+		return err_set(err, EOPNOTSUPP, "%s: backend 'libvirt' cannot do that", spec_key);
+	e->name = part[1];
+	/* The order of disks alone: it is that of the XML. */
+	if (!keys[row].set || (keys[row].named && !part[1]))
+		return true;
+	return keys[row].set(e, err);
+}
+
+static char *text_of(xmlDoc *doc)
+{
+	/* The element alone: libvirt's own text has no declaration either. */
+	xmlBuffer *buf = xmlBufferCreate();
+	char *text;
+
+	(void)xmlNodeDump(buf, doc, xmlDocGetRootElement(doc), 0, 0);
+	text = g_strconcat((const char *)xmlBufferContent(buf), "\n", NULL);
+	xmlBufferFree(buf);
+	return text;
+}
+
+char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, GError **err)
+{
+	g_autoptr(GPtrArray) diff = spec_diff(want, have);
+	xmlDoc *doc = xmltree_parse(xml, err);
+	Edit e = { .want = want };
+	bool ok = doc;
+	char *text = NULL;
+
+	if (!doc)
+		return NULL;
+	e.domain = xmlDocGetRootElement(doc);
+	for (unsigned i = 0; ok && i < diff->len; i++)
+		ok = apply(diff->pdata[i], &e, err);
+	if (ok)
+		text = text_of(doc);
+	xmlFreeDoc(doc);
+	return text;
+}
+
+static bool add_all(Edit *e, GError **err)
+{
+	const Spec *s = e->want;
+
+	if (!set_accel(e, err) || !set_boot(e, err) || !set_display(e, err) ||
+	    (s->firmware == FIRMWARE_UEFI && !set_firmware(e, err)))
+		return false;
+	for (unsigned i = 0; i < s->disks->len; i++) {
+		e->name = ((const SpecDisk *)s->disks->pdata[i])->name;
+		if (!set_disk(e, err))
+			return false;
+	}
+	for (unsigned i = 0; i < s->nics->len; i++) {
+		e->name = ((const SpecNic *)s->nics->pdata[i])->name;
+		if (!set_nic(e, err))
+			return false;
+	}
+	return true;
+}
+
+char *lv_xml_new(const LvNew *made, const Spec *spec, GError **err)
+{
+	xmlDoc *doc = xmltree_parse(skeleton, err);
+	Edit e = { .want = spec, .made = made };
+	char *text = NULL;
+
+	if (!doc)
+		return NULL;
+	e.domain = xmlDocGetRootElement(doc);
+	put(e.domain, "name", made->name);
+	put(e.domain, "uuid", made->key);
+	(void)set_memory(&e, NULL);
+	(void)set_cpus(&e, NULL);
+	if (add_all(&e, err))
+		text = text_of(doc);
+	xmlFreeDoc(doc);
+	return text;
+}

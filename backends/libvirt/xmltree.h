@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Walks over a domain's XML, for xml.c and xmledit.c. Strings are owned by the caller. */
+#pragma once
+
+#include <glib.h>
+#include <libxml/tree.h>
+#include <stdbool.h>
+
+#define XML_ALIAS "ua-" /* libvirt keeps such aliases of users as they are */
+#define XML_AGENT "org.qemu.guest_agent.0"
+
+xmlDoc *xmltree_parse(const char *text, GError **err);
+/* The first element of that name from this node on, among siblings. */
+xmlNode *xmltree_next(xmlNode *after, const char *name);
+/* "os/kernel": the first element at that path below. NULL from NULL. */
+xmlNode *xmltree_find(xmlNode *from, const char *path);
+char *xmltree_attr(const xmlNode *n, const char *name);
+bool xmltree_attr_is(const xmlNode *n, const char *name, const char *value);
+char *xmltree_text(const xmlNode *n);
+
+/* What a disk or the index'th interface is called in a spec. */
+char *xmltree_device_name(xmlNode *device, unsigned index);
+/* NULL: it is not one that a spec can describe. */
+char *xmltree_disk_path(xmlNode *disk);
+bool xmltree_is_nic(xmlNode *interface);
