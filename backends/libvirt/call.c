@@ -8,14 +8,11 @@
 static void run(void *job)
 {
 	LvCall *c = job;
-	int state = VIR_DOMAIN_NOSTATE, reason = 0;
-
 	c->dom = virDomainLookupByUUIDString(c->virt, c->key);
 	if (!c->dom && !(c->absent && virGetLastErrorCode() == VIR_ERR_NO_DOMAIN)) {
 		lv_error(&c->error, "libvirt cannot find it");
-	} else if (c->work(c, &c->error)) {
-		if (c->dom && !virDomainGetState(c->dom, &state, &reason, 0))
-			c->state = lv_state_of(state, reason);
+	} else if (c->work(c, &c->error) && c->dom) {
+		(void)lv_state_now(c->dom, &c->state);
 	}
 	if (c->dom)
 		virDomainFree(c->dom);
@@ -37,6 +34,8 @@ static void finished(void *job)
 	g_free(c->xml);
 	if (c->list)
 		g_ptr_array_unref(c->list);
+	if (c->bytes)
+		g_byte_array_unref(c->bytes);
 	g_clear_error(&c->error);
 	g_free(c);
 }

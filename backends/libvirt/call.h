@@ -32,7 +32,8 @@ struct LvCall {
 	bool console, resume;
 	virStreamPtr stream;
 	GPtrArray *list; /* of char* */
-	LvState state;	 /* after it */
+	GByteArray *bytes;
+	LvState state; /* after it */
 	GError *error;
 };
 

@@ -63,11 +63,6 @@ static GHashTable *list_asleep(virConnectPtr virt)
 	return set;
 }
 
-static LvState with_sleep(LvState s, bool asleep)
-{
-	return s.state == VM_STOPPED && asleep ? (LvState){ VM_ASLEEP, "saved" } : s;
-}
-
 static LvState stats_state(const virDomainStatsRecord *r)
 {
 	int state = VIR_DOMAIN_NOSTATE, reason = 0;
@@ -126,7 +121,7 @@ GPtrArray *lv_list(virConnectPtr virt, GError **err)
 	for (unsigned i = 0; out && i < out->len; i++) {
 		LvFound *f = out->pdata[i];
 
-		f->state = with_sleep(f->state, g_hash_table_contains(asleep, f->key));
+		f->state = lv_state_with_sleep(f->state, g_hash_table_contains(asleep, f->key));
 	}
 	return out;
 }
@@ -158,7 +153,6 @@ static void look_at_run(virDomainPtr dom, LvFound *f)
 static bool look_at(virConnectPtr virt, LvFound *f, GError **err)
 {
 	virDomainPtr dom = virDomainLookupByUUIDString(virt, f->key);
-	int state = VIR_DOMAIN_NOSTATE, reason = 0;
 	char *xml;
 
 	if (!dom) {
@@ -168,9 +162,8 @@ static bool look_at(virConnectPtr virt, LvFound *f, GError **err)
 		g_clear_error(err);
 		return true;
 	}
-	f->known = !virDomainGetState(dom, &state, &reason, 0);
+	f->known = lv_state_now(dom, &f->state);
 	f->name = g_strdup(virDomainGetName(dom));
-	f->state = with_sleep(lv_state_of(state, reason), virDomainHasManagedSaveImage(dom, 0) > 0);
 	xml = virDomainGetXMLDesc(dom, VIR_DOMAIN_XML_INACTIVE);
 	f->xml = g_strdup(xml);
 	free(xml);

@@ -84,6 +84,10 @@ typedef struct LvState {
 } LvState;
 
 LvState lv_state_of(int state, int reason);
+/* That, of a domain of which it is known whether its memory is kept. */
+LvState lv_state_with_sleep(LvState s, bool asleep);
+/* Ask for it: in the pool. false: it is not known. */
+bool lv_state_now(virDomainPtr dom, LvState *ret);
 /* What a lifecycle event says. VM_STATE_MAX: that has to be asked. */
 LvState lv_state_of_event(int event, int detail);
 
@@ -167,6 +171,8 @@ void lv_resume(BackendVm *bv, Op *op);
 void lv_reboot(BackendVm *bv, Op *op);
 void lv_reset(BackendVm *bv, Op *op);
 void lv_undefine_op(BackendVm *bv, Op *op);
+void lv_sleep(BackendVm *bv, Op *op);
+void lv_wake(BackendVm *bv, Op *op);
 void lv_define(BackendVm *bv, Spec *spec, BackendDone fn, void *arg);
 void lv_rename(BackendVm *bv, const char *name, BackendDone fn, void *arg);
 void lv_undefine(BackendVm *bv, BackendDone fn, void *arg);
@@ -191,3 +197,9 @@ size_t lv_console_write(BackendVm *bv, const char *data, size_t len);
 /* ip.c */
 void lv_ip_start(LvVm *lv);
 void lv_ip_stop(LvVm *lv);
+
+/* ask.c */
+void lv_ask_screen(BackendVm *bv, Ask *a);
+void lv_ask_stats(BackendVm *bv, Ask *a);
+void lv_ask_keys(BackendVm *bv, Ask *a);
+void lv_ask_monitor(BackendVm *bv, Ask *a);

@@ -67,7 +67,7 @@ static LvState shut_off(int reason)
 		return (LvState){ VM_STOPPED, "migrated" };
 	case VIR_DOMAIN_SHUTOFF_FAILED:
 		return (LvState){ VM_STOPPED, "start-failed" };
-	case VIR_DOMAIN_SHUTOFF_SAVED: /* asleep only while the image is there: found() */
+	case VIR_DOMAIN_SHUTOFF_SAVED: /* asleep only while the image is there */
 	case VIR_DOMAIN_SHUTOFF_FROM_SNAPSHOT:
 	case VIR_DOMAIN_SHUTOFF_DAEMON:
 	case VIR_DOMAIN_SHUTOFF_UNKNOWN:
@@ -96,6 +96,22 @@ LvState lv_state_of(int state, int reason)
 		break;
 	}
 	return (LvState){ VM_UNKNOWN, "no-state" };
+}
+
+LvState lv_state_with_sleep(LvState s, bool asleep)
+{
+	return s.state == VM_STOPPED && asleep ? (LvState){ VM_ASLEEP, "saved" } : s;
+}
+
+bool lv_state_now(virDomainPtr dom, LvState *ret)
+{
+	int state, reason;
+
+	if (virDomainGetState(dom, &state, &reason, 0))
+		return false;
+	*ret = lv_state_with_sleep(lv_state_of(state, reason),
+				   virDomainHasManagedSaveImage(dom, 0) > 0);
+	return true;
 }
 
 static LvState stopped(int detail)

@@ -166,7 +166,12 @@ void lv_reboot(BackendVm *bv, Op *op)
 
 static bool work_destroy(LvCall *c, GError **err)
 {
-	int r = virDomainDestroy(c->dom);
+	int r;
+
+	/* Asleep, it is its memory that it loses. */
+	if (virDomainHasManagedSaveImage(c->dom, 0) > 0)
+		return said(virDomainManagedSaveRemove(c->dom, 0), err);
+	r = virDomainDestroy(c->dom);
 
 	/* It has ended by itself. */
 	return (r < 0 && virGetLastErrorCode() == VIR_ERR_OPERATION_INVALID) || said(r, err);
@@ -392,12 +397,13 @@ static void run_start(Op *op, void *ctx)
 		return;
 	}
 	c->op = op;
-	c->absent = !vm->home.foreign;
 	c->console = !vm->home.foreign;
-	c->id = vm->id;
-	c->name = g_strdup(vm->name);
-	if (!vm->home.foreign)
+	if (!vm->home.foreign && op_kind(op) == OP_START) {
+		c->absent = true;
+		c->id = vm->id;
+		c->name = g_strdup(vm->name);
 		c->spec = spec_ref(vm->spec);
+	}
 	lv->start = c;
 	lv_call_send(c);
 }
@@ -430,6 +436,27 @@ void lv_start(BackendVm *bv, Op *op)
 
 	lv_settle(lv);
 	op_steps(op, start_steps, lv, NULL);
+}
+
+/* libvirt goes on from the memory that it has kept. */
+void lv_wake(BackendVm *bv, Op *op)
+{
+	op_steps(op, start_steps, lv_of(bv), NULL);
+}
+
+static bool work_sleep(LvCall *c, GError **err)
+{
+	return said(virDomainManagedSave(c->dom, 0), err);
+}
+
+void lv_sleep(BackendVm *bv, Op *op)
+{
+	LvCall *c = begin(lv_of(bv), op, work_sleep, simple_done);
+
+	if (!c)
+		return;
+	lv_call_send(c);
+	op_accept(op);
 }
 
 /* ---- undefine ---- */

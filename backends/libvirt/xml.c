@@ -297,3 +297,17 @@ GPtrArray *lv_xml_macs(const char *xml)
 	xmlFreeDoc(doc);
 	return out;
 }
+
+char **lv_xml_names(const char *xml, const char *kind)
+{
+	GPtrArray *out = g_ptr_array_new();
+	xmlDoc *doc = xmltree_parse(xml, NULL);
+	xmlNode *devices = doc ? xmltree_find(xmlDocGetRootElement(doc), "devices") : NULL;
+
+	for (xmlNode *n = devices ? xmltree_next(devices->children, kind) : NULL; n;
+	     n = xmltree_next(n->next, kind))
+		g_ptr_array_add(out, xmltree_device_name(n, out->len));
+	g_ptr_array_add(out, NULL);
+	xmlFreeDoc(doc);
+	return (char **)g_ptr_array_free(out, FALSE);
+}

@@ -28,5 +28,7 @@ char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, GError **
 bool lv_xml_lacks(const char *spec_key);
 /* Of its network interfaces: of char *, owned by the caller. */
 GPtrArray *lv_xml_macs(const char *xml);
+/* What its devices of a kind ("disk", "interface") are called in a spec, in their order. */
+char **lv_xml_names(const char *xml, const char *kind);
 /* The guest has its agent connected, in the XML of a domain that runs. */
 bool lv_xml_has_agent(const char *xml);
