@@ -30,6 +30,14 @@ def up(vm):
 
 # ---- by spec.yaml ----
 
+
+def test_disk_of_the_vm_itself(fs):
+    """Neither a file nor an image: an empty one, that vmfs makes."""
+    vm = fs.vm("web1", "backend: sim\ndisks: {data: {size: 1MiB}}\n")
+    assert os.listdir(vm / "disks") == ["data"]
+    assert os.readlink(vm / "disks/data").endswith("/data.qcow2")
+
+
 def test_edit_is_applied(up, disk):
     up.write("spec.yaml", f"backend: sim\ndisks: {{data: {{file: {disk()}}}}}\n")
     assert up.read("pending") == ""

@@ -64,7 +64,7 @@ static char *target_of_disk(Vm *vm, const void *object)
 
 	if (d->file)
 		return g_strdup(d->file);
-	if (*d->image != '/')
+	if (d->image && *d->image != '/')
 		return g_strconcat("../../.vmfs/images/", d->image, NULL);
 	return g_strdup_printf("%s/%s.qcow2", vm_data_dir(vm), d->name);
 }
