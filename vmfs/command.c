@@ -301,6 +301,12 @@ bool vm_order(Vm *vm, OpKind kind, void *arg, GDestroyNotify free_arg, Op **op, 
 	return start_verb(vm, verb_of(kind), 0, arg, free_arg, op, err);
 }
 
+static bool is_stop(const Command *c)
+{
+	return c->noun == VM_STOPPED ||
+	       (c->verb && (c->verb->kind == OP_STOP || c->verb->kind == OP_KILL));
+}
+
 bool vm_command(Vm *vm, const char *text, size_t len, Op **op, GError **err)
 {
 	Command c = { 0 };
@@ -310,11 +316,19 @@ bool vm_command(Vm *vm, const char *text, size_t len, Op **op, GError **err)
 
 	*op = NULL;
 	ok = parse(text, len, &c, &e);
-	if (ok && !c.verb)
+	/* It is down, and now it stays so. */
+	if (ok && lifetime_is_waiting(vm) && is_stop(&c)) {
+		lifetime_cancel(vm);
+		vm_push_state(vm, VM_STOPPED, "acknowledged");
+		done = true;
+	}
+	if (ok && !c.verb && !done)
 		c.verb = verb_for_noun(vm, c.noun, op, &done);
 	if (ok && !done) {
 		ms = c.has_seconds ? c.seconds_ms : vm->spec->stop_timeout_ms;
 		ok = start_verb(vm, c.verb, ms, NULL, NULL, op, &e);
+		if (ok && c.verb->kind == OP_START)
+			lifetime_started(vm);
 	}
 	if (*op)
 		op_ref(*op);

@@ -391,7 +391,7 @@ static bool judge(Commit *c, GError **err)
 	Backend *be;
 
 	c->spec = spec_parse(data ? data : "", len, err);
-	if (!c->spec)
+	if (!c->spec || !lifetime_check(vm, c->spec, err))
 		return false;
 	if (c->spec->backend && (vm_is_live(vm) || vm_is_asleep(vm)) && vm->bv &&
 	    strcmp(c->spec->backend, vm->bv->be->cls->name))

@@ -38,3 +38,12 @@ void host_show_node(GString *out)
 			       available_memory(), (double)si.loads[0] / one,
 			       (double)si.loads[1] / one, (double)si.loads[2] / one);
 }
+
+const char *host_boot_id(void)
+{
+	static char *id;
+
+	if (!id && g_file_get_contents("/proc/sys/kernel/random/boot_id", &id, NULL, NULL))
+		g_strstrip(id);
+	return id ? id : "";
+}

@@ -9,3 +9,5 @@
 void host_show_node(GString *out);
 /* RAM and swap, in bytes. */
 uint64_t host_memory(void);
+/* Another one after each boot; "" when it is not known. */
+const char *host_boot_id(void);

@@ -23,6 +23,7 @@
 #include "vmfs/host.h"
 #include "vmfs/hosts.h"
 #include "vmfs/images.h"
+#include "vmfs/lifetime.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
 #include "vmfs/node.h"
@@ -58,6 +59,7 @@ static void serve(void *arg)
 	(void)arg;
 	fs_serve();
 	daemon_ready();
+	lifetime_begin();
 }
 
 static void adopt(void)

@@ -95,6 +95,7 @@ static void show_status(const NodeRef *r, GString *out)
 			g_string_append_printf(out, "progress %d\n", op_percent(vm->op));
 	}
 	show_exit(vm, out);
+	lifetime_show(vm, out);
 	for (unsigned i = 0; vm->facts && i < vm->facts->len; i++)
 		g_string_append_printf(out, "%s\n", (char *)vm->facts->pdata[i]);
 }
@@ -280,7 +281,7 @@ static const Node vm_rows[] = {
 	  .doc = "keys of spec.yaml that the running VM does not have yet; empty when they agree" },
 	{ 14, "status", REG(0444), .show = show_status,
 	  .events = EV_STATE | EV_REASON | EV_PID | EV_OPERATION | EV_FACTS,
-	  .doc = "'key value' lines: state, reason, since, backend, host, pid, operation, progress, exit, ports" },
+	  .doc = "'key value' lines: state, reason, since, backend, host, pid, operation, progress, exit, restarts, restart, expires, ports" },
 	{ 15, "error", REG(0444), .exact = true, .show = show_error, .events = EV_ERROR,
 	  .doc = "the last failure: time, verb, errno and a sentence; empty after a success" },
 	{ 18, "ip", REG(0444), .exact = true, .show = show_ip, .events = EV_IP,

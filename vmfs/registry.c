@@ -559,6 +559,20 @@ static bool vanished(void *arg)
 	return done;
 }
 
+static bool retired(void *arg)
+{
+	Vm *vm = arg;
+	const bool done = !vm->removed && !registry_remove(vm, NULL, NULL);
+
+	vm_unref(vm);
+	return done;
+}
+
+void registry_retire(Vm *vm)
+{
+	publish(PUBLISH_RMDIR, &root_dir, vm->name, NULL, retired, vm_ref(vm));
+}
+
 void registry_vanish(Vm *vm)
 {
 	vm->gone = true;

@@ -40,6 +40,8 @@ typedef void (*RegistryDone)(void *arg, int err);
 int registry_make(const char *name, mode_t mode, const Caller *who, RegistryDone fn, void *arg);
 /* Destroy one. EBUSY (with a sentence in `error`) while it is live. */
 int registry_remove(Vm *vm, RegistryDone fn, void *arg);
+/* Destroy one of which nobody has asked that now, if it can be then; shown to watchers. */
+void registry_retire(Vm *vm);
 int registry_rename(Vm *vm, const char *name, RegistryDone fn, void *arg);
 /* Store changed attributes. */
 void registry_save_meta(Vm *vm, RegistryDone fn, void *arg);

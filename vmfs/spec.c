@@ -19,6 +19,7 @@ static const char *const backend_names[] = { "qemu", "libvirt", "sim", NULL };
 static const char *const accel_names[] = { "auto", "kvm", "tcg", NULL };
 static const char *const machine_names[] = { "q35", "microvm", NULL };
 static const char *const firmware_names[] = { "bios", "uefi", NULL };
+static const char *const restart_names[] = { "never", "on-crash", "always", NULL };
 static const char *const display_names[] = { "auto", "none", "vga", "virtio", NULL };
 static const char *const format_names[] = { "raw", "qcow2", NULL };
 static const char *const network_names[] = { "user", NULL };
@@ -115,7 +116,21 @@ static const Field top_fields[] = {
 	{ "shares", FIELD_NAMED, offsetof(Spec, shares), .section = &share_section,
 	  .doc = "host directories by name, which the guest mounts: mount -t virtiofs NAME /mnt" },
 	{ "stop_timeout", FIELD_DURATION, offsetof(Spec, stop_timeout_ms), .max = HOUR_MS,
-	  .preset = "30s", .doc = "how long a stop waits for the guest before it forces it" },
+	  .of_core = true, .preset = "30s",
+	  .doc = "how long a stop waits for the guest before it forces it" },
+	{ "autostart", FIELD_BOOL, offsetof(Spec, autostart), .of_core = true, .preset = "false",
+	  .doc = "start it when vmfs is started for the first time after the host has booted" },
+	{ "restart", FIELD_CHOICE, offsetof(Spec, restart), .choices = restart_names,
+	  .of_core = true, .preset = "never",
+	  .doc = "start it again when it crashed, or (always) when the guest powered off as well; "
+		 "stop and kill end that" },
+	{ "restart_delay", FIELD_DURATION, offsetof(Spec, restart_delay_ms), .min = 10,
+	  .max = HOUR_MS, .of_core = true, .preset = "1s",
+	  .doc = "pause before that, at least 10ms; doubles each time, up to a minute, until it has "
+		 "run for a minute" },
+	{ "expires", FIELD_EXPIRES, offsetof(Spec, expires), .of_core = true,
+	  .doc = "when it is stopped and removed: a time from when this is written on, like 2h or 7d, "
+		 "or a date, like 2030-01-31T18:00:00Z" },
 	{ "sim", FIELD_STRINGS, offsetof(Spec, sim), .doc = "options of the sim backend" },
 	{ 0 },
 };
@@ -149,6 +164,7 @@ static void section_clear(const Section *s, void *object)
 		case FIELD_BLOCK:
 		case FIELD_MAC:
 		case FIELD_VNC:
+		case FIELD_EXPIRES:
 			g_free(*(char **)slot);
 			break;
 		case FIELD_GROUP:
@@ -343,6 +359,7 @@ static bool values_equal(const Field *f, const void *a, const void *b)
 	case FIELD_BLOCK:
 	case FIELD_MAC:
 	case FIELD_VNC:
+	case FIELD_EXPIRES:
 		return g_strcmp0(*(char *const *)a, *(char *const *)b) == 0;
 	case FIELD_PORTS:
 		return ports_equal(*(GPtrArray *const *)a, *(GPtrArray *const *)b);
@@ -403,6 +420,8 @@ static void diff_section(GPtrArray *out, const char *prefix, const Section *s, c
 		const void *a = spec_field_slot(f, want), *b = spec_field_slot(f, have);
 		g_autofree char *key = g_strconcat(prefix, *prefix ? "." : "", f->name, NULL);
 
+		if (f->of_core)
+			continue;
 		if (f->type == FIELD_GROUP || (f->type == FIELD_OPTION && values_equal(f, a, b)))
 			diff_section(out, key, f->section, want, have);
 		else if (f->type == FIELD_NAMED)
@@ -545,6 +564,8 @@ static char *type_name(const Field *f)
 		return g_strdup("MAC");
 	case FIELD_VNC:
 		return g_strdup("unix|ADDR:PORT");
+	case FIELD_EXPIRES:
+		return g_strdup("TIME|DATE");
 	case FIELD_PORTS:
 		return g_strdup("[PORT, ...]");
 	case FIELD_LIST:

@@ -20,6 +20,7 @@ typedef enum SpecAccel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG } SpecAccel;
 typedef enum SpecFirmware { FIRMWARE_BIOS, FIRMWARE_UEFI } SpecFirmware;
 typedef enum SpecMachine { MACHINE_Q35, MACHINE_MICROVM } SpecMachine;
 
+typedef enum SpecRestart { RESTART_NEVER, RESTART_ON_CRASH, RESTART_ALWAYS } SpecRestart;
 typedef enum SpecDisplay { DISPLAY_AUTO, DISPLAY_NONE, DISPLAY_VGA, DISPLAY_VIRTIO } SpecDisplay;
 
 typedef struct SpecDisk {
@@ -74,6 +75,10 @@ typedef struct Spec {
 	GPtrArray *disks, *nics, *shares; /* in the order of the document */
 	SpecCloudInit cloud_init;
 	uint64_t stop_timeout_ms;
+	bool autostart;
+	SpecRestart restart;
+	uint64_t restart_delay_ms;
+	char *expires;	 /* see specval_expires(); or NULL */
 	GHashTable *sim; /* char* to char*: options of the sim backend; NULL if none */
 } Spec;
 

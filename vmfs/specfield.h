@@ -26,6 +26,7 @@ typedef enum FieldType {
 	FIELD_BLOCK,	/* char *, any number of lines; is never quoted in a sentence */
 	FIELD_MAC,	/* char * */
 	FIELD_VNC,	/* char * */
+	FIELD_EXPIRES,	/* char * */
 	FIELD_GROUP,	/* a mapping whose keys are members of the same struct */
 	FIELD_OPTION,	/* such a group that may be absent: bool, whether it is there */
 	FIELD_NAMED,	/* GPtrArray of section's objects: a mapping by name */
@@ -41,6 +42,7 @@ typedef struct Field {
 	FieldType type;
 	size_t offset;
 	uint64_t min, max, step;
+	bool of_core;	 /* takes effect at once: what runs never differs in it */
 	bool of_host;	 /* what the host has limits it too, see spec_set_limits() */
 	bool is_written; /* a path in a SpecDisk: the guest writes to it unless readonly */
 	bool is_dir;	 /* a path of a directory */

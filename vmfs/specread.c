@@ -111,6 +111,19 @@ static bool set_size(const Field *f, const char *text, void *slot, GError **err)
 	return true;
 }
 
+static bool set_duration(const Field *f, const char *text, void *slot, GError **err)
+{
+	uint64_t ms;
+
+	if (!specval_duration(text, f->max, &ms, err))
+		return false;
+	if (ms < f->min)
+		return err_set(err, EINVAL, "%s is less than %" G_GUINT64_FORMAT "ms", text,
+			       f->min);
+	memcpy(slot, &ms, sizeof(ms));
+	return true;
+}
+
 static bool set_number(const Field *f, const char *text, void *slot, GError **err)
 {
 	uint64_t n;
@@ -126,6 +139,7 @@ static bool set_number(const Field *f, const char *text, void *slot, GError **er
 G_STATIC_ASSERT(sizeof(SpecAccel) == sizeof(unsigned));
 G_STATIC_ASSERT(sizeof(SpecMachine) == sizeof(unsigned));
 G_STATIC_ASSERT(sizeof(SpecFirmware) == sizeof(unsigned));
+G_STATIC_ASSERT(sizeof(SpecRestart) == sizeof(unsigned));
 G_STATIC_ASSERT(sizeof(SpecDisplay) == sizeof(unsigned));
 
 /* A scalar row's value into its slot; sentences without a place. */
@@ -133,6 +147,7 @@ bool spec_field_set(const Field *f, const char *text, void *slot, GError **err)
 {
 	char *string = NULL;
 	unsigned index;
+	int64_t at;
 	bool good = true;
 
 	switch (f->type) {
@@ -151,7 +166,7 @@ bool spec_field_set(const Field *f, const char *text, void *slot, GError **err)
 	case FIELD_SIZE:
 		return set_size(f, text, slot, err);
 	case FIELD_DURATION:
-		return specval_duration(text, f->max, slot, err);
+		return set_duration(f, text, slot, err);
 	case FIELD_BOOL:
 		return specval_bool(text, slot, err);
 	case FIELD_PATH:
@@ -169,6 +184,10 @@ bool spec_field_set(const Field *f, const char *text, void *slot, GError **err)
 		break;
 	case FIELD_VNC:
 		good = specval_vnc(text, &string, err);
+		break;
+	case FIELD_EXPIRES:
+		good = specval_expires(text, 0, &at, err);
+		string = good ? g_strdup(text) : NULL;
 		break;
 	case FIELD_GROUP:
 	case FIELD_OPTION:
@@ -377,6 +396,7 @@ static bool read_field(Reader *r, const Field *f, const YamlNode *node, void *ob
 	case FIELD_BLOCK:
 	case FIELD_MAC:
 	case FIELD_VNC:
+	case FIELD_EXPIRES:
 		break;
 	}
 	return read_scalar(r, f, node, slot, err);

@@ -8,7 +8,8 @@
 
 #include "vmfs/err.h"
 
-#define QUOTE_CHARS 40
+#define QUOTE_CHARS    40
+#define MAX_EXPIRES_MS (3660ull * 86400 * 1000) /* ten years */
 
 char *specval_quote(const char *text)
 {
@@ -165,7 +166,8 @@ bool specval_duration(const char *text, uint64_t max_ms, uint64_t *ret_ms, GErro
 	static const struct {
 		const char *name;
 		unsigned ms;
-	} units[] = { { "", 1000 }, { "s", 1000 }, { "ms", 1 }, { "m", 60000 }, { "h", 3600000 } };
+	} units[] = { { "", 1000 },   { "s", 1000 },	{ "ms", 1 },
+		      { "m", 60000 }, { "h", 3600000 }, { "d", 86400000 } };
 	const char *p = text;
 	uint64_t n;
 
@@ -316,6 +318,28 @@ bool specval_port(const char *text, SpecPort *ret, GError **err)
 	ret->host_port = (uint16_t)host;
 	ret->guest_port = (uint16_t)guest;
 	ret->udp = n_ends == 2 && ends[1][0] == 'u';
+	return true;
+}
+
+bool specval_expires(const char *text, int64_t now, int64_t *ret, GError **err)
+{
+	static const char how[] = "is neither a time like 2h or 7d nor a date like "
+				  "2030-01-31T18:00:00Z";
+	g_autoptr(GDateTime) date = NULL;
+	uint64_t ms;
+
+	/* GLib would take a blank for the T as well. */
+	if (strchr(text, 'T') && !strchr(text, ' '))
+		date = g_date_time_new_from_iso8601(text, NULL);
+	if (date) {
+		*ret = g_date_time_to_unix(date) * G_USEC_PER_SEC;
+		return true;
+	}
+	if (strchr(text, '-') || !g_ascii_isdigit(*text))
+		return bad(err, text, how);
+	if (!specval_duration(text, MAX_EXPIRES_MS, &ms, err))
+		return false;
+	*ret = now + (int64_t)ms * 1000;
 	return true;
 }
 

@@ -19,7 +19,7 @@
 
 /* "512MiB", "2G" (= 2GiB), or a number of bytes. A bound of 0 is none. */
 bool specval_size(const char *text, uint64_t min, uint64_t max, uint64_t *ret, GError **err);
-/* "30s", "2m", "1h", "500ms", or a number of seconds; to milliseconds. */
+/* "30s", "2m", "1h", "7d", "500ms", or a number of seconds; to milliseconds. */
 bool specval_duration(const char *text, uint64_t max_ms, uint64_t *ret_ms, GError **err);
 bool specval_number(const char *text, uint64_t min, uint64_t max, uint64_t *ret, GError **err);
 bool specval_bool(const char *text, bool *ret, GError **err);
@@ -33,6 +33,11 @@ bool specval_text(const char *text, char **ret, GError **err);
 bool specval_ssh_key(const char *text, char **ret, GError **err);
 /* A unicast address, to lower case. */
 bool specval_mac(const char *text, char **ret, GError **err);
+/*
+ * "2h": that long after `now`; or a date with its zone, "2030-01-31T18:00:00Z". To microseconds
+ * since 1970.
+ */
+bool specval_expires(const char *text, int64_t now, int64_t *ret, GError **err);
 /* "unix", or a loopback address and a port, 0 or from 5900 on: "127.0.0.1:5901". */
 bool specval_vnc(const char *text, char **ret, GError **err);
 /* "[HOSTADDR:]HOSTPORT:GUESTPORT[/udp]"; fills *ret, whose address the caller frees. */

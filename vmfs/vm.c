@@ -92,6 +92,7 @@ void vm_detach(Vm *vm)
 	timer_stop(&vm->spec_back);
 	tty_close(vm);
 	drop_backend(vm);
+	lifetime_fini(vm);
 	ask_forget(vm);
 	scratch_free_all(vm);
 }
@@ -303,6 +304,7 @@ void vm_set_spec(Vm *vm, Spec *spec)
 	spec_unref(vm->spec);
 	vm->spec = spec;
 	vm_changed(vm, EV_SPEC | (vm_is_live(vm) || vm_is_asleep(vm) ? EV_PENDING : 0));
+	lifetime_spec_changed(vm);
 }
 
 void vm_set_rejected(Vm *vm, GBytes *text)
@@ -442,6 +444,7 @@ void backend_gone(BackendVm *bv, VmState state, const char *reason, int exit_sta
 	if (vm->pushed != VM_STOPPED && vm->pushed != VM_CRASHED && vm->pushed != VM_ASLEEP)
 		log_info("%s: %s (%s)", vm->name, vm_state_name(state), reason ? reason : "-");
 	vm_push_state(vm, state, reason);
+	lifetime_ended(vm, state, reason);
 	vm_save_run(vm);
 }
 

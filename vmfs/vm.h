@@ -12,6 +12,7 @@
 #include <sys/types.h>
 
 #include "backends/backend.h"
+#include "vmfs/lifetime.h"
 #include "vmfs/loop.h"
 #include "vmfs/op.h"
 #include "vmfs/spec.h"
@@ -126,7 +127,8 @@ struct Vm {
 	struct Exec *exec;	     /* exec.h; NULL until first used */
 	struct Tty *tty;	     /* tty.h; NULL until first looked at */
 	GHashTable *scratch;	     /* scratch.h; NULL: none */
-	struct Asked *asked;	     /* ask.c; NULL until first asked */
+	Lifetime life;
+	struct Asked *asked; /* ask.c; NULL until first asked */
 };
 
 typedef struct VmConfig {

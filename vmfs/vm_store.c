@@ -59,6 +59,7 @@ GBytes *vm_meta(const Vm *vm)
 	g_key_file_set_uint64(file, "vm", "mode", vm->mode);
 	g_key_file_set_uint64(file, "vm", "umask", vm->umask);
 	g_key_file_set_int64(file, "vm", "created", vm->created);
+	lifetime_save_meta(vm, file);
 	if (vm->home.be) {
 		g_key_file_set_string(file, "home", "backend", vm->home.be->cls->name);
 		g_key_file_set_string(file, "home", "host", vm->home.host);
@@ -143,6 +144,7 @@ bool vm_load_meta(Vm *vm, GBytes *meta)
 	vm->mode = (mode_t)get_number(file, "vm", "mode", 0700) & 07777;
 	vm->umask = (mode_t)get_number(file, "vm", "umask", 077) & 0777;
 	vm->created = vm->since = g_key_file_get_int64(file, "vm", "created", NULL);
+	lifetime_load_meta(vm, file);
 	load_attrs(vm, file);
 	return load_home(vm, file);
 }
@@ -163,6 +165,7 @@ void vm_save_run(Vm *vm)
 		g_key_file_set_string(file, "vm", "reason", vm->reason);
 	g_key_file_set_int64(file, "vm", "since", vm->since);
 	g_key_file_set_integer(file, "vm", "exit", vm->exit_status);
+	lifetime_save_run(vm, file);
 	if (vm->op && !op_done(vm->op))
 		g_key_file_set_string(file, "vm", "operation", op_verb(vm->op)->name);
 	if (vm->bv && (vm_is_live(vm) || vm_is_asleep(vm))) {
@@ -288,6 +291,7 @@ static void load_run(Vm *vm)
 	vm->reason = g_key_file_get_string(file, "vm", "reason", NULL);
 	vm->since = g_key_file_get_int64(file, "vm", "since", NULL);
 	vm->exit_status = g_key_file_get_integer(file, "vm", "exit", NULL);
+	lifetime_load_run(vm, file);
 }
 
 /* After load_run(). Nothing runs after a restart of the host, and what ran is not known then. */

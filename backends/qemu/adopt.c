@@ -14,25 +14,17 @@
 #include "backends/qemu/qemu.h"
 #include "backends/qemu/save.h"
 #include "vmfs/err.h"
+#include "vmfs/host.h"
 
 #define GROUP		  "backend"
 #define ANSWER_TIMEOUT_MS 5000
 #define PAST		  (64u << 10) /* bytes of console that readers are shown, as if we had been there */
 
-static const char *boot_id(void)
-{
-	static char *id;
-
-	if (!id && g_file_get_contents("/proc/sys/kernel/random/boot_id", &id, NULL, NULL))
-		g_strstrip(id);
-	return id ? id : "";
-}
-
 void qemu_save(const BackendVm *bv, GKeyFile *run)
 {
 	const QemuVm *q = (const QemuVm *)bv;
 
-	g_key_file_set_string(run, GROUP, "boot", boot_id());
+	g_key_file_set_string(run, GROUP, "boot", host_boot_id());
 	if (!q->proc)
 		return;
 	g_key_file_set_integer(run, GROUP, "pid", proc_pid(q->proc));
@@ -311,7 +303,7 @@ void qemu_adopt(BackendVm *bv, Op *op)
 
 	q->op = op;
 	op_on_cancel(op, cancel_adopt, q);
-	if (boot && *boot && strcmp(boot, boot_id())) {
+	if (boot && *boot && strcmp(boot, host_boot_id())) {
 		if (vm_saved(bv->vm) == SAVED_ASLEEP)
 			gone(q);
 		else
