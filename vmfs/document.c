@@ -32,7 +32,6 @@ typedef struct Change {
 	YamlEdit edit; /* borrows them */
 	char *key;     /* "disks.data" */
 	Spec *base;    /* what the text was made from */
-	bool applied;  /* what runs is so already */
 } Change;
 
 typedef struct Commit {
@@ -43,7 +42,8 @@ typedef struct Commit {
 	GBytes *text;
 	Spec *spec;
 	bool prefix;
-	int invalid; /* errno for a malformed document */
+	bool applied; /* what runs has been changed for it */
+	int invalid;  /* errno for a malformed document */
 	DocumentDone fn;
 	void *arg;
 	Timer *timer;
@@ -179,7 +179,7 @@ static void refuse(Commit *c, GError *take)
 			vm_set_rejected(c->vm, c->text);
 		vm_set_error(c->vm, c->place, take);
 		/* What runs goes back to what the document says. */
-		if (c->change && c->change->applied)
+		if (c->applied)
 			vm_apply(c->vm);
 	}
 	store_barrier(answer, c);
@@ -240,6 +240,7 @@ static void stored(void *arg, int err)
 }
 
 static bool change_is_ready(Commit *c);
+static bool ports_are_ready(Commit *c);
 
 static void store(Commit *c)
 {
@@ -263,7 +264,7 @@ static void paths_good(Commit *c)
 {
 	if (c->prefix)
 		answer(c, 0);
-	else if (!c->change || change_is_ready(c))
+	else if (c->change ? change_is_ready(c) : ports_are_ready(c))
 		home_define(c->vm, c->spec, defined, c);
 }
 
@@ -494,7 +495,7 @@ static void change_applied(Op *op, void *arg)
 		refuse(c, g_error_copy(op_error(op)));
 		return;
 	}
-	c->change->applied = true;
+	c->applied = true;
 	paths_good(c);
 }
 
@@ -504,14 +505,51 @@ static void look_at_op_again(Op *op, void *arg)
 	paths_good(arg);
 }
 
+static void order_change(Commit *c, const char *key)
+{
+	GError *e = NULL;
+	Op *op;
+
+	if (!vm_order_change(c->vm, c->spec, key, &op, &e))
+		refuse(c, e);
+	else if (op_done(op))
+		change_applied(op, c);
+	else
+		(void)op_wait(op, false, change_applied, c);
+}
+
+/*
+ * Whether a port of the host is free is known only to whoever takes it, so those of a VM that runs
+ * are taken first. False: later, or never.
+ */
+static bool ports_are_ready(Commit *c)
+{
+	Vm *vm = c->vm;
+	g_autoptr(GPtrArray) keys = NULL;
+
+	if (!vm->bv || !vm_is_live(vm) || (vm->op && op_kind(vm->op) != OP_APPLY))
+		return true;
+	keys = spec_diff(c->spec, vm->bv->spec);
+	for (unsigned i = 0; i < keys->len; i++) {
+		const char *key = keys->pdata[i];
+
+		if (!g_str_has_suffix(key, ".ports") || !vm_can_apply(vm, c->spec, key))
+			continue;
+		if (vm->op)
+			(void)op_wait(vm->op, false, look_at_op_again, c);
+		else
+			order_change(c, key);
+		return false;
+	}
+	return true;
+}
+
 /* What runs comes first: if it cannot be changed, nothing is. False: later, or never. */
 static bool change_is_ready(Commit *c)
 {
 	Vm *vm = c->vm;
 	const char *key = c->change->key;
 	g_autoptr(GPtrArray) keys = NULL;
-	GError *e = NULL;
-	Op *op;
 
 	if (vm->spec != c->change->base || vm->spec_writes) {
 		/* Another document has come into force, or is about to. */
@@ -526,12 +564,7 @@ static bool change_is_ready(Commit *c)
 	if (!g_ptr_array_find_with_equal_func(keys, key, g_str_equal, NULL) ||
 	    !vm_can_apply(vm, c->spec, key))
 		return true;
-	if (!vm_order_change(vm, c->spec, key, &op, &e))
-		refuse(c, e);
-	else if (op_done(op))
-		change_applied(op, c);
-	else
-		(void)op_wait(op, false, change_applied, c);
+	order_change(c, key);
 	return false;
 }
 

@@ -171,7 +171,7 @@ static void usernet_answered(void *arg, const json_t *result, const GError *err)
 	QemuVm *q = arg;
 
 	if (json_is_string(result))
-		qemu_report_ports(q, json_string_value(result));
+		qemu_report_ports(q, q->base.spec, json_string_value(result));
 }
 
 void qemu_find_process(QemuVm *q)

@@ -116,18 +116,71 @@ static void take_port(void *arg, const Row *r)
 	}
 }
 
-void qemu_report_ports(QemuVm *q, const char *usernet)
+static char *port_key(const SpecNic *n, const SpecPort *p)
+{
+	return g_strdup_printf("port.%s.%u%s", n->name, p->guest_port, p->udp ? "/udp" : "");
+}
+
+static void forget_ports(QemuVm *q, GHashTable *facts)
+{
+	const Spec *have = q->base.spec;
+
+	for (guint i = 0; i < have->nics->len; i++) {
+		const SpecNic *n = have->nics->pdata[i];
+
+		for (guint j = 0; j < n->ports->len; j++) {
+			g_autofree char *key = port_key(n, n->ports->pdata[j]);
+
+			if (!g_hash_table_contains(facts, key))
+				backend_fact(&q->base, key, NULL);
+		}
+	}
+}
+
+void qemu_report_ports(QemuVm *q, const Spec *spec, const char *usernet)
 {
 	g_autoptr(GHashTable) facts =
 		g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
-	Ports ports = { .spec = q->base.spec, .facts = facts };
+	Ports ports = { .spec = spec, .facts = facts };
 	GHashTableIter it;
 	void *key, *value;
 
 	each_row(usernet, take_port, &ports);
+	forget_ports(q, facts);
 	g_hash_table_iter_init(&it, facts);
 	while (g_hash_table_iter_next(&it, &key, &value))
 		backend_fact(&q->base, key, value);
+}
+
+typedef struct Picked {
+	const SpecNic *nic;
+	const SpecPort *port;
+	unsigned found;
+} Picked;
+
+static void take_picked(void *arg, const Row *r)
+{
+	Picked *picked = arg;
+	const SpecPort *port = picked->port;
+
+	if (strcmp(r->state, "HOST_FORWARD") || strcmp(r->nic, picked->nic->name) ||
+	    strcmp(r->src, port->address) || r->udp != port->udp || r->dst_port != port->guest_port)
+		return;
+	for (guint i = 0; i < picked->nic->ports->len; i++) {
+		const SpecPort *p = picked->nic->ports->pdata[i];
+
+		if (p->udp == r->udp && p->host_port == r->src_port)
+			return;
+	}
+	picked->found = r->src_port;
+}
+
+unsigned qemu_usernet_port(const char *usernet, const SpecNic *nic, const SpecPort *port)
+{
+	Picked picked = { .nic = nic, .port = port };
+
+	each_row(usernet, take_picked, &picked);
+	return picked.found;
 }
 
 /*

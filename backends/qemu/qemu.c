@@ -278,6 +278,11 @@ static void fini(BackendVm *bv)
 	qemu_forget(q);
 }
 
+static void apply(BackendVm *bv, Op *op)
+{
+	qemu_ports_apply(qemu_of(bv), op);
+}
+
 static void want_ip(BackendVm *bv)
 {
 	qemu_ip_start(qemu_of(bv));
@@ -303,6 +308,7 @@ const BackendClass qemu_class = {
 		[OP_SLEEP] = qemu_sleep,
 		[OP_WAKE] = qemu_wake,
 		[OP_ADOPT] = qemu_adopt,
+		[OP_APPLY] = apply,
 		[OP_EXEC] = qemu_exec_start,
 		[OP_EXEC_SIGNAL] = qemu_exec_signal,
 	},
@@ -313,6 +319,7 @@ const BackendClass qemu_class = {
 		[ASK_KEYS] = qemu_ask_keys,
 		[ASK_MONITOR] = qemu_ask_monitor,
 	},
+	.can_apply = qemu_ports_can_apply,
 	.want_ip = want_ip,
 	.exec = &qemu_exec,
 };

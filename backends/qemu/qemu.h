@@ -197,8 +197,10 @@ void qemu_report_vnc(QemuVm *q);
 /* ip.c */
 void qemu_ip_start(QemuVm *q);
 void qemu_ip_stop(QemuVm *q);
-/* Report the host ports in `info usernet`'s text. */
-void qemu_report_ports(QemuVm *q, const char *usernet);
+/* Report the host ports in `info usernet`'s text, as forwards of that spec. */
+void qemu_report_ports(QemuVm *q, const Spec *spec, const char *usernet);
+/* The port that the system picked for a forward of that nic; 0: none is found. */
+unsigned qemu_usernet_port(const char *usernet, const SpecNic *nic, const SpecPort *port);
 /* The guest's own addresses in it (char *), as far as it knows. */
 GPtrArray *qemu_usernet_ips(const char *usernet, const Spec *spec);
 /* The addresses (char *) in the answer to guest-network-get-interfaces, best first. */
@@ -214,6 +216,10 @@ void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *only, QemuDisks
 void qemu_disks_cancel(QemuVm *q);
 /* The VM goes from memory. */
 void qemu_disks_forget(QemuVm *q);
+
+/* ports.c: OP_APPLY of nics.NAME.ports */
+bool qemu_ports_can_apply(const BackendVm *bv, const Spec *want, const char *key);
+void qemu_ports_apply(QemuVm *q, Op *op);
 
 /* exec.c: commands in the guest */
 extern const ExecClass qemu_exec;

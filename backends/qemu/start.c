@@ -405,7 +405,7 @@ static void ports_answered(void *arg, const json_t *result, const GError *err)
 
 	s->ports = NULL;
 	if (json_is_string(result))
-		qemu_report_ports(s->q, json_string_value(result));
+		qemu_report_ports(s->q, s->q->base.spec, json_string_value(result));
 }
 
 static void running(Start *s)
