@@ -59,9 +59,9 @@ class Tmpfs:
 
 
 class EmptyFuse:
-    def __init__(self, bench):
+    def __init__(self, bench, directories=0):
         self.dir = bench.directory("empty")
-        self.proc = subprocess.Popen([bench.helper("empty"), "-f", self.dir],
+        self.proc = subprocess.Popen([bench.helper("empty"), str(directories), "-f", self.dir],
                                      stdin=subprocess.DEVNULL, start_new_session=True)
         bench.cleanup.callback(self.close)
         until(lambda: is_mount(self.dir) or self.proc.poll() is not None, "the empty mount")

@@ -102,12 +102,13 @@ class Fleet:
 
     def __init__(self, bench):
         self.bench, self.n = bench, 0
-        self.vmfs, self.tmpfs = Daemon(bench), Tmpfs(bench)
+        self.vmfs, self.tmpfs, self.empty = Daemon(bench), Tmpfs(bench), None
         self.libvirt = attempt(Libvirtd, bench)
 
     def grow(self, n):
         self.vmfs.fill(self.n, n)
         self.tmpfs.fill(f"fill-{i}" for i in range(self.n, n))
+        self.empty = EmptyFuse(self.bench, n)
         failed = attempt(lambda: self.libvirt.fill(self.n, n))
         if isinstance(failed, Missing):
             self.libvirt = failed
@@ -121,7 +122,8 @@ class Fleet:
             "virsh": attempt(self.libvirt.spawned, "list", "--all"),
             "change": self.vmfs.write("fill-0/state", "running\n", "stopped\n"),
         }
-        for name, root in (("", self.vmfs.mnt), (" tmpfs", self.tmpfs.dir)):
+        for name, root in (("", self.vmfs.mnt), (" tmpfs", self.tmpfs.dir),
+                           (" empty", self.empty.dir)):
             # The pipe: grep that writes to /dev/null stops at the first match.
             for what, command in (("grep", f"grep -H . {root}/*/state | cat"),
                                   ("cat", f"cat {root}/*/state | cat"),
@@ -131,7 +133,8 @@ class Fleet:
 
     def servers(self):
         missing = isinstance(self.libvirt, Missing)
-        return [*self.vmfs.pids(), *([] if missing else self.libvirt.pids())]
+        return [*self.vmfs.pids(), self.empty.proc.pid,
+                *([] if missing else self.libvirt.pids())]
 
 
 PINNED = ("list", "stats", "virsh", "grep")
@@ -158,6 +161,7 @@ def list_rows(report, n, place, got):
                        ("ls -l", "ls -l, warm")):
         report.add(name + at, got[what], ("the same on tmpfs", got[f"{what} tmpfs"]),
                    within=3 if what == "ls -l" else None)
+        report.add(name + at, got[what], ("the same on empty FUSE", got[f"{what} empty"]))
 
 
 def slope(small, big):
