@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """libvirt: the domains that are there, on this host and on others, and what others do to them."""
 import os
-import signal
 import subprocess
 import time
 import uuid
-from errno import EBUSY, EEXIST, EHOSTDOWN, EINVAL, ENOENT, EPERM
+from errno import EBUSY, EEXIST, EHOSTDOWN, EINVAL, EOPNOTSUPP, EPERM, ESRCH, ETIMEDOUT
 
 import pytest
 
@@ -233,3 +232,213 @@ def test_bad_hosts(box, tmp_path):
         done = subprocess.run(fs.command(*args), capture_output=True, text=True, check=False,
                               timeout=60)
         assert done.returncode == 1 and "host" in done.stderr
+
+
+# What they are
+
+
+KEPT = """
+    <!-- a comment of its owner's -->
+    <sound model='ich9'/>
+    <watchdog model='i6300esb' action='poweroff'/>
+    <disk type='network' device='disk'><driver name='qemu' type='raw'/>
+      <source protocol='nbd' name='x'><host name='192.0.2.1' port='10809'/></source>
+      <target dev='vdz' bus='virtio'/></disk>
+"""
+
+
+def dumped(lv, name):
+    return lv.virsh("dumpxml", "--inactive", name).stdout.splitlines()
+
+
+def test_spec_of_a_domain_and_an_edit_of_it(lv, on):
+    """Only what was edited is changed in the XML; all else stays as it was."""
+    lv.define("web", memory=64, devices=KEPT)
+    fs = on()
+    vm = fs.vm("web")
+    assert vm.spec == "backend: libvirt\ncpus: 1\nmemory: 64MiB\naccel: tcg\nnics: {}\n"
+    before = dumped(lv, "web")
+    vm.write("spec.yaml", "# mine\n" + vm.spec.replace("64MiB", "96MiB"))
+    after = dumped(lv, "web")
+    changed = [(a, b) for a, b in zip(before, after) if a != b]
+    assert len(before) == len(after)
+    assert changed == [("  <memory unit='KiB'>65536</memory>", "  <memory unit='KiB'>98304</memory>"),
+                       ("  <currentMemory unit='KiB'>65536</currentMemory>",
+                        "  <currentMemory unit='KiB'>98304</currentMemory>")]
+    assert vm.spec.startswith("# mine\n")
+    fs.stop()
+    fs.restart()
+    assert vm.spec.startswith("# mine\n")  # for as long as it says what the XML says
+    (lv.dir / "edited.xml").write_text("\n".join(after).replace(">1</vcpu>", ">3</vcpu>"))
+    lv.virsh("define", lv.dir / "edited.xml")
+    until(lambda: "cpus: 3\n" in vm.spec, "what virsh changes shows")
+    assert "memory: 96MiB\n" in vm.spec
+
+
+def test_disk_and_nic_by_spec(lv, on, scratch):
+    lv.define("web", memory=64, devices=KEPT)
+    (scratch / "d.raw").write_bytes(bytes(1 << 20))
+    fs = on()
+    vm = fs.vm("web")
+    before = dumped(lv, "web")
+    text = vm.spec
+    vm.write("spec.yaml", text.replace("nics: {}\n", "nics:\n  lan: {network: user}\n")
+             + f"disks:\n  data: {{file: {scratch}/d.raw, readonly: true}}\n")
+    xml = "\n".join(dumped(lv, "web"))
+    assert f"<source file='{scratch}/d.raw'/>" in xml and "<readonly/>" in xml
+    assert "<interface type='user'>" in xml
+    vm.write("spec.yaml", text)
+    after = "\n".join(dumped(lv, "web"))
+    assert "d.raw" not in after and "type='user'" not in after
+    for line in before:  # but for the bridges that libvirt has put in for them, and their order
+        assert line in after or "address" in line or "target" in line, line
+
+
+def test_spec_that_libvirt_refuses(lv, on):
+    lv.define("web", memory=64)
+    vm = on().vm("web")
+    text, before = vm.spec, dumped(lv, "web")
+    for bad in ("machine: microvm\nboot: {kernel: /etc/hostname}\n", "cloud_init: {user_data: x}\n",
+                "disks: {root: {size: 1GiB}}\n"):
+        with fails(EOPNOTSUPP):
+            vm.write("spec.yaml", text + bad)
+        vm.error("EOPNOTSUPP", "libvirt")
+    with fails(EBUSY):
+        vm.write("spec.yaml", "backend: sim\n")
+    (vm / "spec.yaml.rej").unlink()
+    assert vm.spec == text and dumped(lv, "web") == before
+
+
+def test_removing_what_vmfs_did_not_make(lv, on):
+    lv.define("web", memory=64)
+    vm = on().vm("web")
+    with fails(EPERM):
+        vm.dir.rmdir()
+    vm.error("EPERM", "undefine")
+    assert lv.domains() == ["web"]
+    vm.do("undefine")
+    until(lambda: not exists(vm.dir), "it is gone")
+    assert lv.domains() == []
+
+
+def test_what_vmfs_made_is_libvirts_too(lv, on):
+    """Defined when it is started; renamed, unmanaged and removed in both places."""
+    fs = on()
+    vm = fs.vm("web", "backend: libvirt\nmemory: 64MiB\n")
+    assert lv.domains() == []
+    with fails(ESRCH):
+        vm.do("pause")
+    vm.do("start")
+    assert lv.virsh("domstate", "web").stdout.strip() == "running"
+    vm.do("kill")
+    os.rename(vm.dir, fs.mnt / "www")
+    vm.name = "www"
+    assert lv.domains() == ["www"]
+    vm.write("spec.yaml", "backend: libvirt\nmemory: 80MiB\n")
+    assert "81920" in lv.virsh("dumpxml", "www").stdout
+    vm.do("unmanage")
+    with fails(EPERM):
+        vm.dir.rmdir()
+    vm.do("undefine")
+    until(lambda: fs.names() == [], "it is gone")
+    vm = fs.vm("web", "backend: libvirt\nmemory: 64MiB\n")
+    vm.do("start")
+    vm.do("kill")
+    vm.dir.rmdir()
+    assert lv.domains() == [] and fs.names() == []
+
+
+def test_undefined_by_virsh_meanwhile(lv, on):
+    """One that vmfs made stays, and is defined again when it is started."""
+    fs = on()
+    vm = fs.vm("web", "backend: libvirt\nmemory: 64MiB\n")
+    vm.do("start")
+    events = vm.events()
+    lv.virsh("destroy", "web")
+    events.expect(" state stopped$")
+    lv.virsh("undefine", "web")
+    events.expect(" reason undefined$")
+    vm.do("start")
+    assert vm.state == "running" and lv.domains() == ["web"]
+
+
+# Faults
+
+
+def test_libvirtd_killed(lv, on):
+    """Its VMs are unknown until it is back, and then as they were: nothing was restarted."""
+    lv.define("other", memory=64)
+    fs = on()
+    vm = fs.vm("web", "backend: libvirt\nmemory: 64MiB\n")
+    vm.do("start")
+    vmm = lv.vmm("web")
+    events = vm.events()
+    lv.kill()
+    events.expect(" state unknown$")
+    events.expect(" state running$")
+    assert lv.vmm("web") == vmm and shown(fs) == {"other": "stopped", "web": "running"}
+    vm.do("kill")
+    assert vm.state == "stopped"
+
+
+def test_libvirtd_frozen(lv, on):
+    """Nobody waits for it for ever, and nobody else waits for it at all."""
+    lv.define("web", memory=64)
+    fs = on()
+    vm, other = fs.vm("web"), fs.vm("other", "backend: sim\n")
+    events = vm.events()
+    vm.do("start")
+    with lv.pause():
+        waiting = fs.spawn("bash", "-c", f"/bin/echo pause > {vm / 'state'}")
+        started = time.monotonic()
+        other.do("start")
+        other.do("kill")
+        with fails(ETIMEDOUT):
+            vm.write("spec.yaml", vm.spec.replace("64MiB", "96MiB"))
+        assert time.monotonic() - started < 10
+        events.expect(" state unknown$")
+        waiting.expect("Host is down")
+        for verb in ("start", "stop", "pause", "kill"):
+            started = time.monotonic()
+            with fails(EHOSTDOWN):
+                vm.do(verb)
+            assert time.monotonic() - started < 5
+        with fails(EHOSTDOWN):
+            vm.dir.rmdir()
+        assert "connection up" not in fs.host("hosts/local/status")
+    events.expect(r" state (running|paused)$")
+    vm.do("kill")
+    assert vm.state == "stopped"
+
+
+def test_daemon_ends_while_libvirtd_is_frozen(lv, on):
+    lv.define("web", memory=64)
+    fs = on()
+    with lv.pause():
+        fs.spawn("bash", "-c", f"echo start > {fs.mnt}/web/state")
+        fs.stop()
+
+
+def test_daemon_starts_while_libvirtd_is_frozen(lv, on):
+    lv.define("web", memory=64)
+    fs = on()
+    fs.stop()
+    with lv.pause():
+        fs.restart()
+        assert shown(fs) == {"web": "unknown"}
+    until(lambda: shown(fs) == {"web": "stopped"}, "it answers at last")
+
+
+def test_a_thousand_domains(box, tmp_path):
+    more = "\n".join(
+        f"<domain type='test'><name>d{i}</name><uuid>{uuid.uuid4()}</uuid>"
+        "<memory unit='MiB'>64</memory><vcpu>1</vcpu><os><type>hvm</type></os></domain>"
+        for i in range(999))
+    (tmp_path / "node.xml").write_text(NODE.format(name="first", uuid=uuid.uuid4(), more=more))
+    fs = box.start(f"-ohost=local=test://{tmp_path}/node.xml")
+    assert len(fs.names()) == 1000 and set(shown(fs).values()) == {"running"}
+    until(lambda: "cpus: 1\n" in fs.vm("d998").spec, "the last one's spec is known")
+    before = inodes(fs)
+    fs.stop()
+    fs.restart()
+    assert inodes(fs) == before

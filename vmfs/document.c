@@ -398,8 +398,13 @@ static bool judge(Commit *c, GError **err)
 	    strcmp(c->spec->backend, vm->bv->be->cls->name))
 		return err_set(err, EBUSY, "backend: it runs on '%s'; stop it before changing that",
 			       vm->bv->be->cls->name);
+	if (c->spec->backend && vm->home.be && strcmp(c->spec->backend, vm->home.be->cls->name))
+		return err_set(err, EBUSY,
+			       "backend: '%s' has it in its books, and would keep it there; make "
+			       "another VM for backend '%s'",
+			       vm->home.be->cls->name, c->spec->backend);
 	/* A document may name what is missing here as long as nothing is started. */
-	be = c->spec->backend ? backend_find(c->spec->backend) : NULL;
+	be = c->spec->backend ? backend_find(c->spec->backend) : vm->home.be;
 	if (c->spec->backend && !be)
 		return err_set(err, EINVAL, "backend: there is no backend '%s'; see .vmfs/backends",
 			       c->spec->backend);

@@ -5,6 +5,95 @@
 
 #include "vmfs/err.h"
 
+#define DOUBT_MS    3000 /* that a job may take without a doubt */
+#define PING_MS	    3000 /* that an answer to a ping may take */
+#define MAX_PINGING 16	 /* hosts at once */
+
+/* ---- does it answer? ---- */
+
+/* libvirt's keepalive tells too, but is slow to as long as a call is under way. */
+typedef struct Ping {
+	void *tag;
+	virConnectPtr virt;
+	bool answered;
+} Ping;
+
+static void doubt(void *arg);
+
+static void ping_job(void *arg)
+{
+	Ping *p = arg;
+	unsigned long version;
+
+	p->answered = !virConnectGetLibVersion(p->virt, &version);
+	(void)virConnectClose(p->virt);
+}
+
+static void ponged(void *arg)
+{
+	g_autofree Ping *p = arg;
+	LvHost *lh = lv_host_at(p->tag);
+
+	if (!lh || !lh->pinged || !p->answered)
+		return;
+	lv_host_trust(lh);
+	if (lh->outstanding)
+		lh->doubt = timer_start(DOUBT_MS, doubt, lh);
+}
+
+static void silent(void *arg)
+{
+	LvHost *lh = arg;
+
+	lh->doubt = NULL;
+	lv_host_away(lh, g_strdup("libvirt does not answer"));
+}
+
+static void doubt(void *arg)
+{
+	static Pool *pool;
+	LvHost *lh = arg;
+	Ping *p;
+
+	lh->doubt = NULL;
+	if (!lh->virt || !lh->outstanding)
+		return;
+	if (!pool)
+		pool = pool_new(MAX_PINGING);
+	p = g_new0(Ping, 1);
+	p->tag = lv_host_tag(lh);
+	p->virt = lh->virt;
+	(void)virConnectRef(p->virt);
+	lh->pinged = true;
+	lh->doubt = timer_start(PING_MS, silent, lh);
+	pool_work(pool, ping_job, ponged, p);
+}
+
+void lv_host_trust(LvHost *lh)
+{
+	timer_stop(&lh->doubt);
+	lh->pinged = false;
+}
+
+void lv_host_work(LvHost *lh, void (*work)(void *job), void (*done)(void *job), void *job)
+{
+	lh->outstanding++;
+	if (!lh->doubt)
+		lh->doubt = timer_start(DOUBT_MS, doubt, lh);
+	pool_work(lh->pool, work, done, job);
+}
+
+void lv_host_worked(const void *tag)
+{
+	LvHost *lh = lv_host_at(tag);
+
+	/* It answers: that is all there was to know. */
+	if (lh && !--lh->outstanding)
+		lv_host_trust(lh);
+}
+
+/* ---- calls ---- */
+
 static void run(void *job)
 {
 	LvCall *c = job;
@@ -24,6 +113,7 @@ static void finished(void *job)
 {
 	LvCall *c = job;
 
+	lv_host_worked(c->tag);
 	if (c->lv)
 		g_ptr_array_remove_fast(c->lv->calls, c);
 	c->done(c);
@@ -63,7 +153,7 @@ void lv_call_send(LvCall *c)
 	c->virt = c->lv->host->virt;
 	(void)virConnectRef(c->virt);
 	g_ptr_array_add(c->lv->calls, c);
-	pool_work(c->lv->host->pool, run, finished, c);
+	lv_host_work(c->lv->host, run, finished, c);
 }
 
 bool lv_call_alive(const LvCall *c)

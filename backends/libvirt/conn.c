@@ -277,6 +277,8 @@ void lv_host_away(LvHost *lh, char *why)
 	lh->why = why;
 	lh->attempt++; /* what the old connection still says is of no interest */
 	close_later(g_steal_pointer(&lh->virt));
+	lv_host_trust(lh);
+	lh->outstanding = 0;
 	lv_look_no_more(lh);
 	show_all(lh, (LvState){ VM_UNKNOWN, "host-away" });
 	host_answered(lh->host);
@@ -332,6 +334,7 @@ void lv_host_close(Host *host)
 		registry_vanish(foreign->pdata[i]);
 	host->link = NULL;
 	timer_stop(&lh->retry);
+	lv_host_trust(lh);
 	lv_look_no_more(lh);
 	close_later(lh->virt);
 	pool_free(lh->pool);

@@ -254,6 +254,7 @@ static void looked(void *arg)
 	Look *l = arg;
 	LvHost *lh = lv_host_at(l->tag);
 
+	lv_host_worked(l->tag);
 	if (lh)
 		lh->looking--;
 	for (unsigned i = 0; lh && !l->error && i < l->found->len; i++) {
@@ -295,7 +296,7 @@ static void look_some(LvHost *lh)
 			g_ptr_array_add(l->found, f);
 		}
 		lh->looking++;
-		pool_work(lh->pool, look_job, looked, l);
+		lv_host_work(lh, look_job, looked, l);
 	}
 	if (!lh->to_look.length && !lh->looking && lh->first) {
 		timer_stop(&lh->first);

@@ -33,6 +33,11 @@ typedef struct LvHost {
 	Timer *retry;
 	GHashTable *domains; /* key to LvVm: those that vmfs has a VM for */
 
+	/* call.c */
+	unsigned outstanding; /* jobs that have not come back */
+	Timer *doubt;	      /* until it is asked whether it is there at all, or has to be */
+	bool pinged;
+
 	/* discover.c */
 	GHashTable *looks; /* key to LvLook: those to be looked at */
 	GQueue to_look;	   /* of keys, owned by `looks` */
@@ -119,6 +124,14 @@ bool lv_host_need(const LvHost *lh, GError **err);
 void lv_host_away(LvHost *lh, char *why);
 /* What says good-bye to a host, and so may wait for it: in threads that nobody else needs. */
 void lv_close_work(void (*work)(void *job), void (*done)(void *job), void *job);
+
+/* call.c */
+
+/* As pool_work(), in the host's pool: and if it takes long, the host is asked whether it lives. */
+void lv_host_work(LvHost *lh, void (*work)(void *job), void (*done)(void *job), void *job);
+/* For done(): one of `tag`'s has come back. */
+void lv_host_worked(const void *tag);
+void lv_host_trust(LvHost *lh);
 
 /* events.c */
 

@@ -56,6 +56,17 @@ void lv_op_rebooted(LvVm *lv)
 
 void lv_op_away(LvVm *lv)
 {
+	LvCall *start = lv->start;
+	Op *op = start ? start->op : NULL;
+
+	lv->start = NULL;
+	if (start)
+		start->op = NULL;
+	if (op && lv->undoing)
+		op_next(op);
+	else if (op)
+		op_fail(op, err_new(EHOSTDOWN, "its host went away meanwhile"));
+	lv->undoing = false;
 	if (lv->op)
 		end_op(lv, err_new(EHOSTDOWN, "its host went away meanwhile"));
 }
@@ -359,7 +370,7 @@ static void start_done(LvCall *c)
 	LvVm *lv = c->lv;
 	LvCall *undo;
 
-	if (lv)
+	if (lv && lv->start == c)
 		lv->start = NULL;
 	if (lv && c->stream)
 		lv_console_begin(lv, c->stream);

@@ -5,10 +5,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from lib.util import until
+from lib.util import alive, until
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 PLACES = [Path(p) for p in ("/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt",
@@ -46,6 +47,15 @@ def missing():
     return None
 
 
+@contextmanager
+def frozen(pid):
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 class Libvirtd:
     def __init__(self):
         self.dir = Path(tempfile.mkdtemp(prefix="vmfs-libvirt-", dir="/tmp"))
@@ -72,7 +82,7 @@ class Libvirtd:
         with open(self.dir / "out", "ab") as out:
             self.proc = subprocess.Popen(
                 ["unshare", "--mount", "--propagation", "private", BENCH / "private-libvirtd",
-                 self.dir, self.run, self.reaper],
+                 self.dir, self.run, self.reaper, "again"],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
         until(lambda: self._answers() or self.proc.poll() is not None, "libvirtd answers", 60)
         assert self.proc.poll() is None, (self.dir / "out").read_text()
@@ -97,7 +107,7 @@ class Libvirtd:
         self.virsh("define", path)
 
     def domains(self):
-        return self.virsh("list", "--all", "--name").stdout.split()
+        return list(filter(None, self.virsh("list", "--all", "--name").stdout.splitlines()))
 
     def vmm(self, name):
         """The process id of a domain's QEMU."""
@@ -110,9 +120,17 @@ class Libvirtd:
             self.virsh("undefine", name, "--managed-save", "--snapshots-metadata", check=False)
 
     def kill(self):
-        """kill -9; what it started goes on, until stop()."""
-        os.kill(self.pid, signal.SIGKILL)
-        self.proc.wait(60)
+        """kill -9. Another one comes; what the first started goes on."""
+        pid = self.pid
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not alive(pid), "libvirtd is dead")
+
+    def answers(self):
+        until(self._answers, "libvirtd answers", 60)
+
+    def pause(self):
+        """A context in which it is frozen."""
+        return frozen(self.pid)
 
     def stop(self):
         if self.proc:
