@@ -407,8 +407,7 @@ int registry_remove(Vm *vm, RegistryDone fn, void *arg)
 	if (err)
 		return err;
 	if (vm_is_asleep(vm) && !vm->home.foreign) {
-		g_autoptr(GError) e =
-			err_new(EBUSY, "it is asleep; 'kill' it before removing it");
+		g_autoptr(GError) e = err_new(EBUSY, "it is asleep; 'kill' it before removing it");
 
 		vm_set_error(vm, "rmdir", e);
 		return EBUSY;
