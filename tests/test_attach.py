@@ -2,7 +2,7 @@
 """Changing what runs: by spec.yaml, and by the directories disks/, nics/ and shares/."""
 import os
 import stat
-from errno import (EBUSY, EEXIST, EILSEQ, EINVAL, EIO, EISDIR, ENOENT, ENOTDIR, ETIMEDOUT,
+from errno import (EBUSY, EEXIST, EILSEQ, EINVAL, EIO, EISDIR, ENOENT, ENOSPC, ENOTDIR, ETIMEDOUT,
                    errorcode)
 
 import pytest
@@ -347,3 +347,232 @@ def test_document_in_the_middle(up, disk):
     assert ln.finish() == 0
     assert up.spec == f"# new\nbackend: sim\ndisks:\n  data: {{file: {data}}}\n"
     until(lambda: up.read("pending") == "", "both agree")
+
+
+# ---- live, in a real guest ----
+
+class Shell:
+    """The guest's shell on its console."""
+
+    def __init__(self, vm, backend):
+        backend.booted(vm)
+        self.vm, self.n = vm, 0
+        self.console = vm.follow("console")
+
+    def __call__(self, command, answer, timeout=30):
+        """Run it until it prints that."""
+        self.n += 1
+        self.vm.write("console", f"until [ \"$({command})\" = '{answer}' ]; do sleep 0.1; done; "
+                                 f"echo d'on'e-{self.n}\n", 0)
+        self.console.expect(rf"^done-{self.n}\r?$", timeout)
+
+
+@pytest.fixture
+def real(qemu):
+    vm = qemu.vm()
+    vm.do("start")
+    return vm
+
+
+STUBBORN = "acpi=off vmfs.noagent"  # cannot be asked to let go of anything
+
+
+@pytest.mark.qemu
+def test_guest_sees_a_disk_come_and_go(real, qemu, disk):
+    data, sh = disk(), Shell(real, qemu)
+    for _ in range(2):
+        os.symlink(data, real / "disks/data")
+        assert real.read("pending") == ""
+        sh("grep -c vda /proc/partitions", "1")
+        sh("cat /sys/block/vda/serial", "data")
+        sh("echo written > /dev/vda; sync; head -c7 /dev/vda", "written")
+        os.unlink(real / "disks/data")
+        sh("grep -c vda /proc/partitions", "0")
+    assert data.read_bytes().startswith(b"written\n")
+    assert real.read("pending") == "" and links(real) == {}
+    assert real.read("error") == ""
+
+
+@pytest.mark.qemu
+def test_disk_of_the_start_goes(qemu, disk):
+    vm = qemu.vm(spec=qemu.spec(extra=f"disks:\n  a: {{file: {disk('a')}}}\n"
+                                      f"  b: {{file: {disk('b')}}}\n"))
+    vm.do("start")
+    sh = Shell(vm, qemu)
+    vm.fs.sh("rm web1/disks/a")
+    sh("grep -c vd /proc/partitions", "1")
+    vm.fs.sh("rm web1/disks/b")
+    sh("grep -c vd /proc/partitions", "0")
+    assert vm.read("pending") == "" and "disks: {}" in vm.spec
+
+
+@pytest.mark.qemu
+def test_guest_sees_a_nic_come_and_go(real, qemu):
+    sh = Shell(real, qemu)
+    os.symlink("user", real / "nics/net1")
+    sh("cat /sys/class/net/eth1/address | cut -c1-5", "52:54")
+    assert real.read("pending") == ""
+    os.unlink(real / "nics/net1")
+    sh("ls /sys/class/net | grep -c eth", "1")
+    os.unlink(real / "nics/eth0")
+    sh("ls /sys/class/net | grep -c eth", "0")
+    os.symlink("user", real / "nics/eth0")
+    sh("ls /sys/class/net | grep -c eth", "1")
+    assert real.read("pending") == ""
+
+
+@pytest.mark.qemu
+def test_new_overlay_while_it_runs(real, qemu, guest):
+    text = real.spec
+    real.write("spec.yaml", text + f"disks: {{more: {{image: {guest.disk}}}}}\n")
+    until(lambda: real.read("pending") == "", "it is attached")
+    Shell(real, qemu)("cat /sys/block/vda/serial", "more")
+    real.write("spec.yaml", text)
+    until(lambda: real.read("pending") == "", "it is detached")
+
+
+@pytest.mark.qemu
+def test_stubborn_guest_keeps_its_disk(qemu, disk):
+    vm = qemu.vm(spec=qemu.spec(STUBBORN, extra=f"disks: {{data: {{file: {disk()}}}}}\n"))
+    vm.do("start")
+    sh, before = Shell(vm, qemu), vm.spec
+    with fails(ETIMEDOUT):
+        os.unlink(vm / "disks/data")
+    vm.error("ETIMEDOUT", "guest", "let go")
+    assert vm.spec == before and list(links(vm)) == ["data"] and vm.read("pending") == ""
+    sh("grep -c vda /proc/partitions", "1")
+    # A reset takes it away after all: spec.yaml has it, what runs has not.
+    vm.do("reset")
+    until(lambda: vm.read("pending") == "disks.data\n", "that it went is told")
+    vm.write("spec.yaml", before)
+    until(lambda: vm.read("pending") == "", "it is attached again")
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("end", ["crash", "kill", "reboot"])
+def test_guest_ends_in_the_middle(qemu, disk, end):
+    vm = qemu.vm(spec=qemu.spec(STUBBORN, extra=f"disks: {{data: {{file: {disk()}}}}}\n"))
+    vm.do("start")
+    Shell(vm, qemu)
+    rm = vm.fs.spawn("rm", vm / "disks/data")
+    until(lambda: vm.status.get("operation") == "apply", "it is being detached")
+    if end == "crash":
+        qemu.crash(vm)
+    elif end == "kill":
+        vm.do("kill")
+    else:
+        vm.write("console", "echo b > /proc/sysrq-trigger\n", 0)
+    status = rm.finish()
+    until(lambda: "operation" not in vm.status, "it is over")
+    assert vm.read("pending") == ""
+    if end == "reboot":
+        assert status == 0 and links(vm) == {} and vm.state == "running"
+    else:
+        assert status != 0 and list(links(vm)) == ["data"]
+        assert vm.state == {"crash": "crashed", "kill": "stopped"}[end]
+
+
+@pytest.mark.qemu
+def test_daemon_dies_while_the_guest_thinks(qemu, disk):
+    vm = qemu.vm(spec=qemu.spec(STUBBORN, extra=f"disks: {{data: {{file: {disk()}}}}}\n"))
+    vm.do("start")
+    Shell(vm, qemu)
+    rm = vm.fs.spawn("rm", vm / "disks/data")
+    until(lambda: vm.status.get("operation") == "apply", "it is being detached")
+    vm.fs.kill9()
+    assert rm.finish() != 0
+    vm.fs.restart()
+    until(lambda: vm.state == "running", "it is found again")
+    assert list(links(vm)) == ["data"] and vm.read("pending") == ""
+
+
+@pytest.mark.qemu
+def test_attached_over_a_restart(real, qemu, disk):
+    Shell(real, qemu)
+    os.symlink(disk("a"), real / "disks/a")
+    os.symlink(disk("b"), real / "disks/b")
+    real.fs.kill9()
+    real.fs.restart()
+    until(lambda: real.state == "running", "it is found again")
+    assert real.read("pending") == "" and sorted(links(real)) == ["a", "b"]
+    os.unlink(real / "disks/a")
+    os.symlink(disk("c"), real / "disks/c")
+    sh = Shell(real, qemu)
+    sh("cat /sys/block/vd*/serial", "cb")  # c in the place of a
+    assert real.read("pending") == ""
+
+
+@pytest.mark.qemu
+def test_unknown_to_the_successor(real, qemu, disk):
+    """What was plugged in by a daemon that died before it took note is taken out again."""
+    data = disk()
+    stored = next(real.fs.state.glob("vms/*/spec.yaml"))
+    before = stored.read_bytes()
+    Shell(real, qemu)("grep -c vda /proc/partitions", "0")
+    os.symlink(data, real / "disks/data")
+    real.fs.kill9()
+    stored.write_bytes(before)
+    (stored.parent / "started.yaml").write_bytes(before)
+    real.fs.restart()
+    until(lambda: real.state == "running", "it is found again")
+    assert links(real) == {} and real.read("pending") == ""
+    Shell(real, qemu)("grep -c vda /proc/partitions", "0")
+    os.symlink(data, real / "disks/data")
+    assert real.read("pending") == ""
+
+
+@pytest.mark.qemu
+def test_disk_in_use_elsewhere(real, qemu, disk):
+    data = disk()
+    other = qemu.vm("web2", qemu.spec(extra=f"disks: {{data: {{file: {data}}}}}\n"))
+    other.do("start")
+    before = real.spec
+    with fails(EBUSY):
+        os.symlink(data, real / "disks/data")
+    real.error("EBUSY", "lock")
+    assert real.spec == before and links(real) == {} and real.read("pending") == ""
+    other.do("kill")
+    os.symlink(data, real / "disks/data")  # nothing of the failure is in its way
+    assert real.read("pending") == ""
+
+
+@pytest.mark.qemu
+def test_no_slot_is_left(real, disk):
+    for i in range(30):  # and one nic
+        os.symlink(disk(f"d{i}"), real / f"disks/d{i}")
+    with fails(ENOSPC):
+        os.symlink(disk("more"), real / "disks/more")
+    real.error("ENOSPC", "slots")
+    assert len(links(real)) == 30 and real.read("pending") == ""
+    real.do("kill")
+    os.symlink(disk("more"), real / "disks/more")
+    real.do("start")
+    assert real.read("pending") == ""
+
+
+@pytest.mark.qemu
+def test_microvm_must_wait(qemu, guest, disk):
+    vm = qemu.vm(spec=qemu.spec().replace("backend: qemu\n", "backend: qemu\nmachine: microvm\n"))
+    vm.do("start")
+    os.symlink(disk(), vm / "disks/data")
+    assert list(links(vm)) == ["data"] and vm.read("pending") == "disks.data\n"
+    os.unlink(vm / "disks/data")
+    assert vm.read("pending") == ""
+
+
+@pytest.mark.qemu
+def test_sleep_with_what_was_plugged_in(real, qemu, disk):
+    """The guest finds its devices where they were, however they came there."""
+    sh = Shell(real, qemu)
+    for name in ("a", "b", "c"):
+        os.symlink(disk(name), real / "disks" / name)
+    sh("grep -c vd /proc/partitions", "3")
+    os.unlink(real / "disks/a")
+    sh("grep -c vd /proc/partitions", "2")
+    real.do("sleep")
+    real.do("wake")
+    sh("cat /sys/block/vd*/serial", "bc")
+    sh("head -c3 /dev/vdb | wc -c", "3")
+    os.unlink(real / "disks/b")
+    sh("grep -c vd /proc/partitions", "1")
+    assert real.read("pending") == ""

@@ -31,6 +31,11 @@ void qemu_save(const BackendVm *bv, GKeyFile *run)
 	g_key_file_set_uint64(run, GROUP, "start_time", q->start_time);
 	if (q->accel)
 		g_key_file_set_string(run, GROUP, "accel", q->accel);
+	if (q->slots) {
+		g_autofree char *slots = qemu_slots_text(q->slots, q->bridges);
+
+		g_key_file_set_string(run, GROUP, "slots", slots);
+	}
 }
 
 static void known(QemuVm *q, VmState state, const char *reason)
@@ -174,6 +179,14 @@ static void usernet_answered(void *arg, const json_t *result, const GError *err)
 		qemu_report_ports(q, q->base.spec, json_string_value(result));
 }
 
+static void peripherals_answered(void *arg, const json_t *result, const GError *err)
+{
+	QemuVm *q = arg;
+
+	if (!err)
+		qemu_reconcile(q, result);
+}
+
 void qemu_find_process(QemuVm *q)
 {
 	Vm *vm = qemu_vm(q);
@@ -205,7 +218,7 @@ void qemu_find_process(QemuVm *q)
 
 static void resync_ready(QemuVm *q)
 {
-	json_t *args = json_object();
+	json_t *args = json_object(), *path = json_object();
 
 	q->ready = NULL;
 	timer_stop(&q->silence_timer);
@@ -214,9 +227,13 @@ static void resync_ready(QemuVm *q)
 	if (!q->proc) {
 		/* Somebody answers at the owner's socket whom we could never end. */
 		unknown(q);
+		json_decref(args);
+		json_decref(path);
 		return;
 	}
 	json_object_set_new(args, "command-line", json_string("info usernet"));
+	json_object_set_new(path, "path", json_string("/machine/peripheral"));
+	qmp_execute(q->qmp, "qom-list", path, peripherals_answered, q);
 	qmp_execute(q->qmp, "query-chardev", NULL, chardevs_answered, q);
 	qmp_execute(q->qmp, "query-kvm", NULL, kvm_answered, q);
 	qmp_execute(q->qmp, "human-monitor-command", args, usernet_answered, q);
@@ -299,6 +316,7 @@ void qemu_adopt(BackendVm *bv, Op *op)
 	GKeyFile *run = vm_run_file(bv->vm);
 	g_autofree char *boot = run ? g_key_file_get_string(run, GROUP, "boot", NULL) : NULL;
 	g_autofree char *accel = run ? g_key_file_get_string(run, GROUP, "accel", NULL) : NULL;
+	g_autofree char *slots = run ? g_key_file_get_string(run, GROUP, "slots", NULL) : NULL;
 	const int pid = run ? g_key_file_get_integer(run, GROUP, "pid", NULL) : 0;
 
 	q->op = op;
@@ -321,5 +339,7 @@ void qemu_adopt(BackendVm *bv, Op *op)
 	}
 	if (accel)
 		q->accel = g_intern_string(accel);
+	g_clear_pointer(&q->slots, g_hash_table_unref);
+	q->slots = qemu_slots_parse(slots, &q->bridges);
 	qemu_resync(q);
 }

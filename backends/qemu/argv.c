@@ -12,10 +12,15 @@
 #include "vmfs/diskfile.h"
 #include "vmfs/err.h"
 #include "vmfs/seed.h"
+#include "vmfs/specval.h"
 
 #define MAX_CPUS_Q35   255
 #define VNC_FIRST_PORT 5900
 #define MAX_SERIAL     20 /* what virtio-blk can tell the guest */
+
+#define MAX_BRIDGES  8
+#define MAX_SLOT     (MAX_BRIDGES * QEMU_BRIDGE_SLOTS - 1)
+#define FIRST_BRIDGE 0x1e /* its slot on the root bus; others are below */
 
 typedef struct Build {
 	const QemuArgs *in;
@@ -169,6 +174,17 @@ static void add_control(const Build *b)
 		add(b, "-device", "pvpanic-pci");
 }
 
+/* Where the guest finds a device: on a bridge, for nothing can be plugged into the root bus. */
+static char *place(const Build *b, const char *id)
+{
+	const int slot = b->in->slots ? qemu_slot(b->in->slots, id) : -1;
+
+	if (slot < 0)
+		return g_strdup("");
+	return g_strdup_printf(",bus=hot%d,addr=0x%x", slot / QEMU_BRIDGE_SLOTS,
+			       slot % QEMU_BRIDGE_SLOTS + 1);
+}
+
 static void add_disk(const Build *b, const SpecDisk *d, unsigned index)
 {
 	g_autofree char *path = diskfile_path(b->in->data_dir, d);
@@ -188,8 +204,10 @@ static void add_disk(const Build *b, const SpecDisk *d, unsigned index)
 	    diskfile_format(d), node, ro, file_node);
 	g_autofree char *boot =
 		index == 0 && !b->in->spec->kernel ? g_strdup(",bootindex=1") : g_strdup("");
-	add(b, "-device", "virtio-blk-%s,id=disk-%s,drive=%s,serial=%.*s%s", b->bus, d->name, node,
-	    MAX_SERIAL, d->name, boot);
+	g_autofree char *id = g_strconcat(QEMU_DISK_ID, d->name, NULL), *at = place(b, id);
+
+	add(b, "-device", "virtio-blk-%s,id=%s,drive=%s,serial=%.*s%s%s", b->bus, id, node,
+	    MAX_SERIAL, d->name, boot, at);
 }
 
 static void add_seed(const Build *b)
@@ -203,9 +221,12 @@ static void add_seed(const Build *b)
 	add(b, "-device", "virtio-blk-%s,id=cidata,drive=cidata,serial=cidata", b->bus);
 }
 
-static void add_nic(const Build *b, const SpecNic *n, unsigned index)
+static void add_nic(const Build *b, const SpecNic *n)
 {
-	g_autofree char *mac = n->mac ? g_strdup(n->mac) : qemu_mac(b->in->id, index);
+	g_autofree char *number = g_strconcat(QEMU_MAC_ID, n->name, NULL);
+	const int index = qemu_slot(b->in->slots, number);
+	g_autofree char *mac = n->mac ? g_strdup(n->mac) : qemu_mac(b->in->id, (unsigned)index);
+	g_autofree char *id = g_strconcat(QEMU_NIC_ID, n->name, NULL), *at = place(b, id);
 	g_autoptr(GString) fwd = g_string_new(NULL);
 
 	for (guint i = 0; i < n->ports->len; i++) {
@@ -215,27 +236,167 @@ static void add_nic(const Build *b, const SpecNic *n, unsigned index)
 	}
 	add(b, "-netdev", "user,id=" QEMU_NET_PREFIX "%s%s", n->name, fwd->str);
 	/* No boot ROM: nothing boots from the network, and loading it costs a millisecond. */
-	add(b, "-device", "virtio-net-%s,id=nic-%s,netdev=" QEMU_NET_PREFIX "%s,mac=%s%s", b->bus,
-	    n->name, n->name, mac, b->in->spec->machine == MACHINE_Q35 ? ",romfile=" : "");
+	add(b, "-device", "virtio-net-%s,id=%s,netdev=" QEMU_NET_PREFIX "%s,mac=%s%s%s", b->bus, id,
+	    n->name, mac, b->in->spec->machine == MACHINE_Q35 ? ",romfile=" : "", at);
 }
 
-void qemu_argv(const QemuArgs *in, GPtrArray *argv)
+/* ---- slots ---- */
+
+int qemu_slot(GHashTable *slots, const char *id)
 {
-	const Build b = {
+	gpointer value;
+
+	return g_hash_table_lookup_extended(slots, id, NULL, &value) ? GPOINTER_TO_INT(value) : -1;
+}
+
+static bool is_taken(GHashTable *slots, int slot, bool mac)
+{
+	GHashTableIter it;
+	gpointer id, value;
+
+	g_hash_table_iter_init(&it, slots);
+	while (g_hash_table_iter_next(&it, &id, &value))
+		if (GPOINTER_TO_INT(value) == slot && g_str_has_prefix(id, QEMU_MAC_ID) == mac)
+			return true;
+	return false;
+}
+
+static void take_slot(GHashTable *slots, const char *prefix, const char *name)
+{
+	char *id = g_strconcat(prefix, name, NULL);
+	int slot = 0;
+
+	while (is_taken(slots, slot, !strcmp(prefix, QEMU_MAC_ID)))
+		slot++;
+	g_hash_table_insert(slots, id, GINT_TO_POINTER(slot));
+}
+
+GHashTable *qemu_slots_new(void)
+{
+	return g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+}
+
+void qemu_slots_fill(GHashTable *slots, const Spec *s)
+{
+	for (guint i = 0; i < s->disks->len; i++) {
+		const SpecDisk *d = s->disks->pdata[i];
+		g_autofree char *id = g_strconcat(QEMU_DISK_ID, d->name, NULL);
+
+		if (s->machine == MACHINE_Q35 && qemu_slot(slots, id) < 0)
+			take_slot(slots, QEMU_DISK_ID, d->name);
+	}
+	for (guint i = 0; i < s->nics->len; i++) {
+		const SpecNic *n = s->nics->pdata[i];
+		g_autofree char *id = g_strconcat(QEMU_NIC_ID, n->name, NULL);
+		g_autofree char *mac = g_strconcat(QEMU_MAC_ID, n->name, NULL);
+
+		if (s->machine == MACHINE_Q35 && qemu_slot(slots, id) < 0)
+			take_slot(slots, QEMU_NIC_ID, n->name);
+		if (qemu_slot(slots, mac) < 0)
+			take_slot(slots, QEMU_MAC_ID, n->name);
+	}
+}
+
+char *qemu_slots_text(GHashTable *slots, unsigned bridges)
+{
+	g_autoptr(GList) ids = g_list_sort(g_hash_table_get_keys(slots), (GCompareFunc)strcmp);
+	GString *s = g_string_new(NULL);
+
+	g_string_printf(s, "bridges=%u", bridges);
+	for (GList *l = ids; l; l = l->next)
+		g_string_append_printf(s, ",%s=%d", (char *)l->data, qemu_slot(slots, l->data));
+	return g_string_free(s, FALSE);
+}
+
+GHashTable *qemu_slots_parse(const char *text, unsigned *ret_bridges)
+{
+	g_auto(GStrv) parts = g_strsplit(text ? text : "", ",", -1);
+	GHashTable *slots = qemu_slots_new();
+	uint64_t n;
+
+	*ret_bridges = 1;
+	for (unsigned i = 0; parts[i]; i++) {
+		char *equals = strchr(parts[i], '=');
+
+		if (!equals || !specval_number(equals + 1, 0, MAX_SLOT, &n, NULL))
+			continue;
+		*equals = '\0';
+		if (!strcmp(parts[i], "bridges"))
+			*ret_bridges = CLAMP((unsigned)n, 1, MAX_BRIDGES);
+		else
+			g_hash_table_insert(slots, g_strdup(parts[i]), GINT_TO_POINTER((int)n));
+	}
+	return slots;
+}
+
+unsigned qemu_bridges(GHashTable *slots)
+{
+	GHashTableIter it;
+	gpointer id, value;
+	int last = 0;
+
+	g_hash_table_iter_init(&it, slots);
+	while (g_hash_table_iter_next(&it, &id, &value))
+		if (!g_str_has_prefix(id, QEMU_MAC_ID))
+			last = MAX(last, GPOINTER_TO_INT(value));
+	return (unsigned)last / QEMU_BRIDGE_SLOTS + 1;
+}
+
+/*
+ * A conventional bridge takes 31 devices and costs a start nothing, where each PCIe port costs the
+ * firmware and the guest's kernel milliseconds.
+ */
+static void add_bridges(const Build *b)
+{
+	if (b->in->spec->machine != MACHINE_Q35)
+		return;
+	for (unsigned i = 0; i < MAX(b->in->bridges, qemu_bridges(b->in->slots)); i++)
+		add(b, "-device", "pci-bridge,id=hot%u,chassis_nr=%u,addr=0x%x", i, i + 1,
+		    FIRST_BRIDGE - i);
+}
+
+static void build_init(Build *b, const QemuArgs *in, GPtrArray *argv)
+{
+	*b = (Build){
 		.in = in,
 		.argv = argv,
 		.bus = in->spec->machine == MACHINE_MICROVM ? "device" : "pci",
 	};
+}
 
+void qemu_device_argv(const QemuArgs *in, const char *key, GPtrArray *argv)
+{
+	const void *object = spec_named(in->spec, key);
+	Build b;
+
+	build_init(&b, in, argv);
+	/* Not the one to boot: that cannot come later. */
+	if (g_str_has_prefix(key, "disks."))
+		add_disk(&b, object, G_MAXUINT);
+	else
+		add_nic(&b, object);
+}
+
+char *qemu_block_node(const char *prefix, const char *disk)
+{
+	return node_name(prefix, disk);
+}
+
+void qemu_argv(const QemuArgs *in, GPtrArray *argv)
+{
+	Build b;
+
+	build_init(&b, in, argv);
 	g_ptr_array_add(argv, g_strdup(in->binary));
 	add_machine(&b);
 	add_control(&b);
 	add_boot(&b);
+	add_bridges(&b);
 	for (guint i = 0; i < in->spec->disks->len; i++)
 		add_disk(&b, in->spec->disks->pdata[i], i);
 	add_seed(&b);
 	for (guint i = 0; i < in->spec->nics->len; i++)
-		add_nic(&b, in->spec->nics->pdata[i], i);
+		add_nic(&b, in->spec->nics->pdata[i]);
 }
 
 static bool check_nic(const SpecNic *n, GError **err)

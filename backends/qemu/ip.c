@@ -22,8 +22,10 @@ static bool is_ours(const char *mac, const Spec *spec, unsigned id)
 {
 	for (guint i = 0; i < spec->nics->len; i++) {
 		const SpecNic *n = spec->nics->pdata[i];
-		g_autofree char *own = n->mac ? g_strdup(n->mac) : qemu_mac(id, i);
-		if (!g_ascii_strcasecmp(mac, own))
+		g_autofree char *own = n->mac ? g_strdup(n->mac) : qemu_mac(id, 0);
+		/* Which number a nic has does not matter: that part is the VM's. */
+		const size_t len = n->mac ? strlen(own) : strlen(own) - 2;
+		if (!g_ascii_strncasecmp(mac, own, len))
 			return true;
 	}
 	return false;

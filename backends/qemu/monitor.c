@@ -122,6 +122,7 @@ void qemu_forget(QemuVm *q)
 	proc_user_clear(&q->user);
 	q->start_time = 0;
 	q->accel = NULL;
+	g_clear_pointer(&q->slots, g_hash_table_unref);
 	q->exited = false;
 	q->end = (QemuEnd){ 0 };
 	q->died = NULL;
@@ -208,6 +209,11 @@ static void on_unplugged(QemuVm *q, const json_t *data)
 	qemu_exec_unplugged(q, string_of(data, "device"));
 }
 
+static void on_deleted(QemuVm *q, const json_t *data)
+{
+	qemu_device_deleted(q, string_of(data, "device"));
+}
+
 /* Comes right before the STOP that it causes. */
 static void on_io_error(QemuVm *q, const json_t *data)
 {
@@ -233,6 +239,7 @@ static const struct {
 	{ "DEVICE_DELETED", on_unplugged },
 	{ "BLOCK_IO_ERROR", on_io_error },
 	{ "MIGRATION", on_migration },
+	{ "DEVICE_DELETED", on_deleted },
 };
 
 static void monitor_event(void *arg, const char *name, const json_t *data)
@@ -355,6 +362,7 @@ void qemu_disconnect(QemuVm *q)
 {
 	qemu_ip_stop(q);
 	qemu_fail_questions(q);
+	qemu_plug_free(q);
 	qmp_cancel(&q->op_slot);
 	qmp_free(g_steal_pointer(&q->qmp));
 	console_free(g_steal_pointer(&q->console));

@@ -18,6 +18,7 @@ static void clear_op(QemuVm *q)
 	q->op = NULL;
 	qmp_cancel(&q->op_slot);
 	timer_stop(&q->op_timer);
+	qemu_plug_free(q);
 }
 
 static void guest_asked(void *arg, const json_t *result, const GError *err);
@@ -42,14 +43,14 @@ void qemu_end_op(QemuVm *q, GError *take)
 		op_ok(op);
 }
 
-static void begin_op(QemuVm *q, Op *op)
+void qemu_begin_op(QemuVm *q, Op *op)
 {
 	q->op = op;
 	op_on_cancel(op, cancel_op, q);
 }
 
 /* False, and the op has failed, when there is no monitor to talk to. */
-static bool need_monitor(QemuVm *q)
+bool qemu_need_monitor(QemuVm *q)
 {
 	if (q->qmp && !q->exited)
 		return true;
@@ -72,8 +73,8 @@ static void qemu_pause(BackendVm *bv, Op *op)
 {
 	QemuVm *q = qemu_of(bv);
 
-	begin_op(q, op);
-	if (need_monitor(q))
+	qemu_begin_op(q, op);
+	if (qemu_need_monitor(q))
 		q->op_slot = qmp_execute(q->qmp, "stop", NULL, state_answered, q);
 }
 
@@ -81,8 +82,8 @@ static void qemu_resume(BackendVm *bv, Op *op)
 {
 	QemuVm *q = qemu_of(bv);
 
-	begin_op(q, op);
-	if (need_monitor(q))
+	qemu_begin_op(q, op);
+	if (qemu_need_monitor(q))
 		q->op_slot = qmp_execute(q->qmp, "cont", NULL, state_answered, q);
 }
 
@@ -100,8 +101,8 @@ static void qemu_reset(BackendVm *bv, Op *op)
 {
 	QemuVm *q = qemu_of(bv);
 
-	begin_op(q, op);
-	if (need_monitor(q))
+	qemu_begin_op(q, op);
+	if (qemu_need_monitor(q))
 		q->op_slot = qmp_execute(q->qmp, "system_reset", NULL, asked_answered, q);
 }
 
@@ -154,8 +155,8 @@ static void qemu_reboot(BackendVm *bv, Op *op)
 {
 	QemuVm *q = qemu_of(bv);
 
-	begin_op(q, op);
-	if (!need_monitor(q))
+	qemu_begin_op(q, op);
+	if (!qemu_need_monitor(q))
 		return;
 	ask_guest(q);
 	op_accept(op);
@@ -174,7 +175,7 @@ static void qemu_stop(BackendVm *bv, Op *op)
 	QemuVm *q = qemu_of(bv);
 	const uint64_t ms = op_seconds_ms(op);
 
-	begin_op(q, op);
+	qemu_begin_op(q, op);
 	op_accept(op);
 	if (!q->proc) {
 		qemu_gone(q, VM_STOPPED, "forced", -1);
@@ -210,7 +211,7 @@ static void qemu_kill(BackendVm *bv, Op *op)
 {
 	QemuVm *q = qemu_of(bv);
 
-	begin_op(q, op);
+	qemu_begin_op(q, op);
 	if (!q->proc && vm_saved(bv->vm)) {
 		kill_memory(q);
 		return;
@@ -238,7 +239,7 @@ const char *qemu_accel(const Spec *spec)
 	return spec->accel == ACCEL_KVM ? "kvm" : "tcg";
 }
 
-void qemu_fill_args(QemuVm *q, const char *accel, QemuArgs *args)
+void qemu_fill_args(QemuVm *q, const char *accel, GHashTable *slots, QemuArgs *args)
 {
 	Vm *vm = qemu_vm(q);
 	const QemuHost *host = qemu_host();
@@ -251,17 +252,20 @@ void qemu_fill_args(QemuVm *q, const char *accel, QemuArgs *args)
 		.data_dir = vm_data_dir(vm),
 		.binary = host->binary ? host->binary : "qemu-system-x86_64",
 		.accel = accel,
+		.slots = slots,
 		.uefi_code = host->uefi_code ? host->uefi_code : "",
 	};
 }
 
 static bool cmdline(BackendVm *bv, GPtrArray *argv, GError **err)
 {
+	g_autoptr(GHashTable) slots = qemu_slots_new();
 	QemuArgs args;
 
 	if (!qemu_check(qemu_host(), bv->spec, err))
 		return false;
-	qemu_fill_args(qemu_of(bv), qemu_accel(bv->spec), &args);
+	qemu_slots_fill(slots, bv->spec);
+	qemu_fill_args(qemu_of(bv), qemu_accel(bv->spec), slots, &args);
 	qemu_argv(&args, argv);
 	return true;
 }
@@ -311,7 +315,9 @@ const BackendClass qemu_class = {
 		[OP_APPLY] = apply,
 		[OP_EXEC] = qemu_exec_start,
 		[OP_EXEC_SIGNAL] = qemu_exec_signal,
+		[OP_APPLY] = qemu_apply,
 	},
+	.can_apply = qemu_can_apply,
 	.console_write = qemu_console_write,
 	.ask = {
 		[ASK_SCREEN] = qemu_ask_screen,

@@ -29,7 +29,12 @@
 
 #define QEMU_AGENT_ID	"agent0" /* the agent's port, as events name it */
 #define QEMU_NET_PREFIX "net-"	 /* of a nic's netdev */
-#define QEMU_UEFI_VARS	"uefi-vars.fd"
+#define QEMU_DISK_ID	"disk-"	 /* before the name: the device's id */
+#define QEMU_NIC_ID	"nic-"
+#define QEMU_MAC_ID	"mac-" /* in the slots: the number of a nic, for its address */
+
+#define QEMU_BRIDGE_SLOTS 31
+#define QEMU_UEFI_VARS	  "uefi-vars.fd"
 
 extern const BackendClass qemu_class;
 
@@ -56,11 +61,27 @@ typedef struct QemuArgs {
 	const char *name, *run_dir, *data_dir, *binary, *accel, *uefi_code;
 	const char *machine; /* what saved memory wants ("pc-q35-7.2"); NULL: the spec's */
 	bool incoming;	     /* wait for memory to be loaded */
+	/* Where devices are: what the guest has seen once must stay, in a snapshot as well. */
+	GHashTable *slots; /* char *id to int */
+	unsigned bridges;  /* at least so many */
 } QemuArgs;
 
 void qemu_argv(const QemuArgs *in, GPtrArray *argv);
 bool qemu_check(const QemuHost *host, const Spec *spec, GError **err);
 char *qemu_mac(unsigned id, unsigned index);
+/* The options of the device that "disks.data" names, as qemu_argv() has them. */
+void qemu_device_argv(const QemuArgs *in, const char *key, GPtrArray *argv);
+/* "disk-" and "file-": the block nodes of a disk; owned by the caller. */
+char *qemu_block_node(const char *prefix, const char *disk);
+
+GHashTable *qemu_slots_new(void);
+/* Give places to the devices of the spec that have none. */
+void qemu_slots_fill(GHashTable *slots, const Spec *s);
+int qemu_slot(GHashTable *slots, const char *id); /* -1: none */
+/* For what is stored, and back: damaged text gives fewer. */
+char *qemu_slots_text(GHashTable *slots, unsigned bridges);
+GHashTable *qemu_slots_parse(const char *text, unsigned *ret_bridges);
+unsigned qemu_bridges(GHashTable *slots); /* how many these need */
 
 /* Why a VMM that we end ends: what backend_gone() is to be told. */
 typedef struct QemuEnd {
@@ -92,6 +113,9 @@ struct QemuVm {
 	struct SaveJob *dropping; /* what it slept in, by a kill */
 	void *sleep;		  /* of sleep.c, while it goes to sleep */
 	QemuDisks *disks;	  /* being prepared; NULL: none are */
+	GHashTable *slots;	  /* where the devices of what runs are; NULL: as at a start */
+	unsigned bridges;	  /* that it was started with */
+	struct Plug *plug;	  /* of hotplug.c, while something is changed */
 
 	/* The monitor. */
 	Qmp *qmp;
@@ -132,8 +156,13 @@ static inline Vm *qemu_vm(const QemuVm *q)
 }
 
 /* qemu.c */
-void qemu_fill_args(QemuVm *q, const char *accel, QemuArgs *args);
+/* All borrowed. */
+void qemu_fill_args(QemuVm *q, const char *accel, GHashTable *slots, QemuArgs *args);
 const char *qemu_accel(const Spec *spec);
+/* Keep it as the one that waits. */
+void qemu_begin_op(QemuVm *q, Op *op);
+/* False, and the op has failed, when there is no monitor to talk to. */
+bool qemu_need_monitor(QemuVm *q);
 /* Clear the op, and end it: NULL is success. */
 void qemu_end_op(QemuVm *q, GError *take);
 /* The agent has come up: if the guest was asked to stop while it booted, it did not hear that. */
@@ -181,6 +210,16 @@ void qemu_adopt(BackendVm *bv, Op *op);
 void qemu_resync(QemuVm *q);
 /* Find a process of which only the owner's pid file tells. */
 void qemu_find_process(QemuVm *q);
+
+/* hotplug.c */
+bool qemu_can_apply(const BackendVm *bv, const Spec *want, const char *key);
+void qemu_apply(BackendVm *bv, Op *op);
+/* The guest let go of a device. */
+void qemu_device_deleted(QemuVm *q, const char *id);
+/* What runs as QEMU knows it, after a time without us: the answer to qom-list. */
+void qemu_reconcile(QemuVm *q, const json_t *peripherals);
+/* The op is over, or the VM. */
+void qemu_plug_free(QemuVm *q);
 
 /* ask.c: files that are asked for */
 void qemu_ask_screen(BackendVm *bv, Ask *a);

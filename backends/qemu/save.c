@@ -199,6 +199,13 @@ QmpSlot *qemu_ask_machine(QemuVm *q, QmpFn fn, void *arg)
 	return qmp_execute(q->qmp, "qom-get", args, fn, arg);
 }
 
+void qemu_add_slots_fact(GPtrArray *facts, const QemuVm *q)
+{
+	g_autofree char *slots = qemu_slots_text(q->slots, q->bridges);
+
+	g_ptr_array_add(facts, g_strconcat("slots ", slots, NULL));
+}
+
 void qemu_add_machine_fact(GPtrArray *facts, const json_t *result)
 {
 	const char *type = json_string_value(result);

@@ -27,6 +27,8 @@ void qemu_stream_abort(QemuVm *q, QemuStreamFn done, void *arg);
  */
 QmpSlot *qemu_ask_machine(QemuVm *q, QmpFn fn, void *arg);
 void qemu_add_machine_fact(GPtrArray *facts, const json_t *result);
+/* Where its devices are: "slots disk-root=0,...". The later one must have them there too. */
+void qemu_add_slots_fact(GPtrArray *facts, const QemuVm *q);
 /* MIGRATION has come. */
 void qemu_stream_event(QemuVm *q, const char *status);
 

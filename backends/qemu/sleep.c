@@ -304,6 +304,7 @@ void qemu_sleep(BackendVm *bv, Op *op)
 	s->dir = qemu_sleep_dir(q);
 	s->facts = g_ptr_array_new_with_free_func(g_free);
 	g_ptr_array_add(s->facts, g_strdup("backend qemu"));
+	qemu_add_slots_fact(s->facts, q);
 	q->sleep = s;
 	op_steps(op, steps, s, sleep_free);
 }

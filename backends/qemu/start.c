@@ -247,7 +247,12 @@ static bool spawn(Start *s, GError **err)
 		return err_set(err, errno, "cannot write %s: %s", path, g_strerror(errno));
 	}
 	q->accel = qemu_accel(q->base.spec);
-	qemu_fill_args(q, q->accel, &args);
+	g_clear_pointer(&q->slots, g_hash_table_unref);
+	q->slots = qemu_slots_parse(s->wake ? qemu_wake_slots(s->wake) : NULL, &q->bridges);
+	qemu_slots_fill(q->slots, q->base.spec);
+	q->bridges = MAX(q->bridges, qemu_bridges(q->slots));
+	qemu_fill_args(q, q->accel, q->slots, &args);
+	args.bridges = q->bridges;
 	if (s->wake)
 		qemu_wake_args(s->wake, &args);
 	qemu_argv(&args, argv);

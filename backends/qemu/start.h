@@ -43,6 +43,7 @@ void start_monitor_undo(Op *op, void *ctx);
 
 /* What the command line needs. */
 void qemu_wake_args(const QemuWake *w, QemuArgs *args);
+const char *qemu_wake_slots(const QemuWake *w); /* NULL: not known */
 /* Its vCPUs run. */
 void qemu_wake_running(Start *s);
 /* QEMU ended, or its monitor did, for this reason. */

@@ -19,7 +19,7 @@
 
 struct QemuWake {
 	char *dir;
-	char *machine;
+	char *machine, *slots;
 	int memory; /* the file; -1: none, or given to QEMU */
 	int64_t slept_s;
 	SaveJob *verify;
@@ -87,6 +87,7 @@ static bool open_memory(QemuWake *w, GError **err)
 	/* An option of QEMU's is made of it. */
 	if (machine && savedir_is_name(machine))
 		w->machine = g_strdup(machine);
+	w->slots = g_strdup(manifest_fact(m, "slots"));
 	if (!fstat(w->memory, &st))
 		w->slept_s = MAX(0, g_get_real_time() / G_USEC_PER_SEC - st.st_mtim.tv_sec);
 	return true;
@@ -265,6 +266,11 @@ void qemu_wake_args(const QemuWake *w, QemuArgs *args)
 	args->incoming = true;
 }
 
+const char *qemu_wake_slots(const QemuWake *w)
+{
+	return w->slots;
+}
+
 void qemu_wake_drop(QemuWake *w)
 {
 	savedir_cancel(&w->verify);
@@ -281,6 +287,7 @@ void qemu_wake_free(QemuWake *w)
 	if (w->memory >= 0)
 		close(w->memory);
 	g_free(w->machine);
+	g_free(w->slots);
 	g_free(w->dir);
 	g_free(w);
 }

@@ -26,7 +26,9 @@ static char *render(const char *yaml, const char *name)
 	g_assert_true(g_str_has_prefix(yaml, ACCEL));
 	const char *word = yaml + strlen(ACCEL);
 	g_autofree char *accel = g_strndup(word, strcspn(word, "\n"));
+	g_autoptr(GHashTable) slots = qemu_slots_new();
 	const QemuArgs args = {
+		.slots = slots,
 		.spec = spec,
 		.id = 0x1234,
 		.name = name,
@@ -36,6 +38,7 @@ static char *render(const char *yaml, const char *name)
 		.binary = "/usr/bin/qemu-system-x86_64",
 		.uefi_code = host.uefi_code,
 	};
+	qemu_slots_fill(slots, spec);
 	qemu_argv(&args, argv);
 	for (guint i = 0; i < argv->len; i++)
 		g_string_append_printf(out, "%s\n", (char *)argv->pdata[i]);

@@ -1,0 +1,469 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Plugging and unplugging while the VM runs. A device is what it would be on the command line: its
+ * options there are turned into commands here, each with the one that takes it back. A device goes
+ * when the guest lets go of it, and only then what is behind it. Loop thread only.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "backends/qemu/qemu.h"
+#include "vmfs/err.h"
+
+#define UNPLUG_MS 5000
+
+/* How an option of the command line is said to the monitor. */
+typedef struct Way {
+	const char *option, *command, *first; /* the key of a value that begins without one */
+	const char *undo, *undo_key;	      /* takes the value of `undo_from` */
+	const char *undo_from;
+} Way;
+
+static const Way ways[] = {
+	{ "-blockdev", "blockdev-add", "driver", "blockdev-del", "node-name", "node-name" },
+	{ "-netdev", "netdev_add", "type", "netdev_del", "id", "id" },
+	{ "-device", "device_add", "driver", NULL, NULL, NULL },
+};
+
+typedef struct Command {
+	const char *name;
+	json_t *args;
+	const char *undo;
+	json_t *undo_args;
+} Command;
+
+/* In the pool: the groups of the owner, with whose rights a disk is looked at, or made. */
+typedef struct Lookup {
+	QemuVm *q; /* NULL: nobody waits any more */
+	uid_t uid;
+	gid_t gid;
+	ProcUser user;
+} Lookup;
+
+typedef struct Plug {
+	Lookup *lookup;
+	char *key, *id; /* "disks.data", "disk-data" */
+	Spec *want;
+	GPtrArray *commands; /* of Command */
+	guint next;
+	GError *error; /* set: the commands before `next` are being taken back */
+	bool asked;    /* the guest, to let go of it */
+} Plug;
+
+static void command_free(void *arg)
+{
+	Command *c = arg;
+
+	json_decref(c->args);
+	json_decref(c->undo_args);
+	g_free(c);
+}
+
+void qemu_plug_free(QemuVm *q)
+{
+	Plug *p = g_steal_pointer(&q->plug);
+
+	if (!p)
+		return;
+	if (p->lookup)
+		p->lookup->q = NULL;
+	qemu_disks_cancel(q);
+	g_ptr_array_unref(p->commands);
+	g_clear_error(&p->error);
+	spec_unref(p->want);
+	g_free(p->key);
+	g_free(p->id);
+	g_free(p);
+}
+
+/* ---- options to commands ---- */
+
+static json_t *word(const char *text)
+{
+	if (!strcmp(text, "on") || !strcmp(text, "off"))
+		return json_boolean(text[1] == 'n');
+	return json_string(text);
+}
+
+static void set_option(json_t *args, const char *key, const char *value)
+{
+	if (!strcmp(key, "hostfwd")) { /* the only one that is there more than once */
+		json_t *list = json_object_get(args, key), *item = json_object();
+
+		if (!list) {
+			list = json_array();
+			json_object_set_new(args, key, list);
+		}
+		json_object_set_new(item, "str", json_string(value));
+		json_array_append_new(list, item);
+	} else {
+		json_object_set_new(args, key, word(value));
+	}
+}
+
+/* "driver=file,filename=/a,,b" to an object; a comma in a value is doubled. */
+static json_t *parse_options(const char *text, const char *first)
+{
+	json_t *args = json_object();
+	g_autoptr(GString) part = g_string_new(NULL);
+	char *equals;
+
+	for (;; text++) {
+		if (*text == ',' && text[1] == ',') {
+			text++;
+		} else if (!*text || *text == ',') {
+			equals = strchr(part->str, '=');
+			if (equals)
+				*equals = '\0';
+			set_option(args, equals ? part->str : first,
+				   equals ? equals + 1 : part->str);
+			g_string_truncate(part, 0);
+			first = "";
+			if (!*text)
+				return args;
+			continue;
+		}
+		g_string_append_c(part, *text);
+	}
+}
+
+static json_t *one_arg(const char *key, const char *value)
+{
+	json_t *args = json_object();
+
+	json_object_set_new(args, key, json_string(value));
+	return args;
+}
+
+static void add_command(Plug *p, const char *option, const char *value)
+{
+	for (size_t i = 0; i < G_N_ELEMENTS(ways); i++) {
+		const Way *w = &ways[i];
+		Command *c;
+
+		if (strcmp(w->option, option) != 0)
+			continue;
+		c = g_new0(Command, 1);
+		c->name = w->command;
+		c->args = parse_options(value, w->first);
+		c->undo = w->undo;
+		if (w->undo)
+			c->undo_args =
+				one_arg(w->undo_key,
+					json_string_value(json_object_get(c->args, w->undo_from)));
+		g_ptr_array_add(p->commands, c);
+	}
+}
+
+/* What is behind the device, the last first. It may be gone, so nobody looks at the answers. */
+static void remove_back_end(QemuVm *q, const char *id)
+{
+	const char *name = strchr(id, '-') + 1;
+
+	if (!q->qmp)
+		return;
+	if (g_str_has_prefix(id, QEMU_NIC_ID)) {
+		g_autofree char *net = g_strconcat(QEMU_NET_PREFIX, name, NULL);
+
+		qmp_execute(q->qmp, "netdev_del", one_arg("id", net), NULL, NULL);
+	} else {
+		g_autofree char *node = qemu_block_node("disk-", name);
+		g_autofree char *file = qemu_block_node("file-", name);
+
+		qmp_execute(q->qmp, "blockdev-del", one_arg("node-name", node), NULL, NULL);
+		qmp_execute(q->qmp, "blockdev-del", one_arg("node-name", file), NULL, NULL);
+	}
+}
+
+static void forget_slots(QemuVm *q, const char *id)
+{
+	g_hash_table_remove(q->slots, id);
+	if (g_str_has_prefix(id, QEMU_NIC_ID)) {
+		g_autofree char *mac = g_strconcat(QEMU_MAC_ID, id + strlen(QEMU_NIC_ID), NULL);
+
+		g_hash_table_remove(q->slots, mac);
+	}
+	backend_changed(&q->base);
+}
+
+/* ---- plug ---- */
+
+static void plug_next(QemuVm *q);
+
+static void plug_answered(void *arg, const json_t *result, const GError *err)
+{
+	QemuVm *q = arg;
+	Plug *p = q->plug;
+
+	(void)result;
+	q->op_slot = NULL;
+	if (err && !p->error) {
+		p->error = g_error_copy(err);
+		g_prefix_error(&p->error, "%s: ", p->key);
+	} else if (!p->error) {
+		p->next++;
+	}
+	plug_next(q);
+}
+
+static void plug_next(QemuVm *q)
+{
+	Plug *p = q->plug;
+
+	/* Backwards, past what has nothing to be taken back. */
+	while (p->error && p->next) {
+		const Command *c = p->commands->pdata[--p->next];
+
+		if (!c->undo || !q->qmp)
+			continue;
+		q->op_slot =
+			qmp_execute(q->qmp, c->undo, json_incref(c->undo_args), plug_answered, q);
+		return;
+	}
+	if (p->error) {
+		forget_slots(q, p->id);
+		qemu_end_op(q, g_steal_pointer(&p->error));
+	} else if (p->next == p->commands->len) {
+		qemu_end_op(q, NULL);
+	} else {
+		const Command *c = p->commands->pdata[p->next];
+
+		q->op_slot = qmp_execute(q->qmp, c->name, json_incref(c->args), plug_answered, q);
+	}
+}
+
+static void plug(QemuVm *q)
+{
+	Plug *p = q->plug;
+	g_autoptr(GPtrArray) argv = g_ptr_array_new_with_free_func(g_free);
+	QemuArgs args;
+
+	qemu_slots_fill(q->slots, p->want);
+	if (qemu_bridges(q->slots) > q->bridges) {
+		forget_slots(q, p->id);
+		qemu_end_op(q, err_new(ENOSPC,
+				       "%s: all %u slots that it was started with are taken; it "
+				       "will be there after the next start",
+				       p->key, q->bridges * QEMU_BRIDGE_SLOTS));
+		return;
+	}
+	backend_changed(&q->base);
+	qemu_fill_args(q, q->accel, q->slots, &args);
+	args.spec = p->want;
+	qemu_device_argv(&args, p->key, argv);
+	for (guint i = 0; i + 1 < argv->len; i += 2)
+		add_command(p, argv->pdata[i], argv->pdata[i + 1]);
+	/* What a daemon before us may have left when it died. */
+	remove_back_end(q, p->id);
+	plug_next(q);
+}
+
+static void disk_made(void *arg, const GError *err)
+{
+	QemuVm *q = arg;
+
+	if (err)
+		qemu_end_op(q, g_error_copy(err));
+	else if (qemu_need_monitor(q))
+		plug(q);
+}
+
+static void look_up(void *job)
+{
+	Lookup *l = job;
+
+	proc_user_lookup(&l->user, l->uid, l->gid);
+}
+
+static void looked_up(void *job)
+{
+	Lookup *l = job;
+	QemuVm *q = l->q;
+	Plug *p = q ? q->plug : NULL;
+
+	if (!p) {
+		proc_user_clear(&l->user);
+		g_free(l);
+		return;
+	}
+	p->lookup = NULL;
+	proc_user_clear(&q->user);
+	q->user = l->user;
+	g_free(l);
+	qemu_disks_prepare(q, p->want, strchr(p->key, '.') + 1, disk_made, q);
+}
+
+static void make_disk(QemuVm *q)
+{
+	Lookup *l = g_new0(Lookup, 1);
+
+	l->q = q;
+	l->uid = vm_uid(qemu_vm(q));
+	l->gid = vm_gid(qemu_vm(q));
+	q->plug->lookup = l;
+	loop_work(look_up, looked_up, l);
+}
+
+/* ---- unplug ---- */
+
+static void unplug_late(void *arg)
+{
+	QemuVm *q = arg;
+
+	q->op_timer = NULL;
+	qemu_end_op(q, err_new(ETIMEDOUT,
+			       "%s: the guest did not let go of it within %d s, so it stays; is "
+			       "it in use there, or is the guest still booting?",
+			       q->plug->key, UNPLUG_MS / 1000));
+}
+
+static void unplug_answered(void *arg, const json_t *result, const GError *err)
+{
+	QemuVm *q = arg;
+
+	(void)result;
+	q->op_slot = NULL;
+	/* Asked before, and still thinking: the event will come, or not. */
+	if (err && !strstr(err->message, "already in the process of unplug"))
+		qemu_end_op(q, g_error_copy(err));
+}
+
+static void unplug(QemuVm *q)
+{
+	Plug *p = q->plug;
+
+	p->asked = true;
+	q->op_timer = timer_start(UNPLUG_MS, unplug_late, q);
+	q->op_slot = qmp_execute(q->qmp, "device_del", one_arg("id", p->id), unplug_answered, q);
+}
+
+/* It went without our having waited for it: what runs is no longer what we thought. */
+static void lost_device(QemuVm *q, const char *id)
+{
+	static const char nothing[] = "disks: {}\nnics: {}\n";
+	const bool nic = g_str_has_prefix(id, QEMU_NIC_ID);
+	g_autofree char *key =
+		g_strdup_printf("%s.%s", nic ? "nics" : "disks", strchr(id, '-') + 1);
+	g_autoptr(Spec) none = spec_parse(nothing, strlen(nothing), NULL);
+	g_autoptr(Spec) left =
+		spec_named(q->base.spec, key) ? spec_merge(q->base.spec, none, key) : NULL;
+
+	if (left)
+		backend_spec(&q->base, left);
+}
+
+static bool is_ours(const char *id)
+{
+	return g_str_has_prefix(id, QEMU_DISK_ID) || g_str_has_prefix(id, QEMU_NIC_ID);
+}
+
+void qemu_device_deleted(QemuVm *q, const char *id)
+{
+	const Plug *p = q->plug;
+
+	if (!is_ours(id) || !q->slots)
+		return;
+	remove_back_end(q, id);
+	forget_slots(q, id);
+	if (p && p->asked && !strcmp(p->id, id))
+		qemu_end_op(q, NULL);
+	else
+		lost_device(q, id);
+}
+
+/* ---- the op ---- */
+
+static char *device_id(const char *key)
+{
+	const char *name = strchr(key, '.') + 1;
+
+	return g_strconcat(g_str_has_prefix(key, "nics.") ? QEMU_NIC_ID : QEMU_DISK_ID, name, NULL);
+}
+
+bool qemu_can_apply(const BackendVm *bv, const Spec *want, const char *key)
+{
+	const bool there = spec_named(bv->spec, key) != NULL,
+		   wanted = spec_named(want, key) != NULL;
+
+	if (bv->spec->machine != MACHINE_Q35 || there == wanted)
+		return false;
+	return g_str_has_prefix(key, "disks.") || g_str_has_prefix(key, "nics.");
+}
+
+void qemu_apply(BackendVm *bv, Op *op)
+{
+	QemuVm *q = qemu_of(bv);
+	const SpecChange *change = op_arg(op);
+	Plug *p = g_new0(Plug, 1);
+
+	qemu_begin_op(q, op);
+	qemu_plug_free(q);
+	q->plug = p;
+	p->key = g_strdup(change->key);
+	p->id = device_id(change->key);
+	p->want = spec_ref(change->want);
+	p->commands = g_ptr_array_new_with_free_func(command_free);
+	if (!qemu_need_monitor(q))
+		return;
+	if (!spec_named(p->want, p->key)) {
+		unplug(q);
+		return;
+	}
+	if (g_str_has_prefix(p->key, "disks."))
+		make_disk(q);
+	else
+		plug(q);
+}
+
+/* ---- after a time without us ---- */
+
+static bool is_listed(const json_t *peripherals, const char *id)
+{
+	const json_t *item;
+	size_t i;
+
+	json_array_foreach(peripherals, i, item)
+	{
+		const char *name = json_string_value(json_object_get(item, "name"));
+
+		if (name && !strcmp(name, id))
+			return true;
+	}
+	return false;
+}
+
+/* Gone while nobody listened, or plugged in by one who died before taking note of it. */
+void qemu_reconcile(QemuVm *q, const json_t *peripherals)
+{
+	static const char *const sections[] = { "disks", "nics" };
+	const json_t *item;
+	size_t i;
+
+	for (size_t n = 0; n < G_N_ELEMENTS(sections); n++) {
+		g_autoptr(Spec) spec = spec_ref(q->base.spec);
+		const GPtrArray *objects = n ? spec->nics : spec->disks;
+
+		for (guint k = 0; k < objects->len; k++) {
+			const char *name = *(char **)objects->pdata[k];
+			g_autofree char *key = g_strdup_printf("%s.%s", sections[n], name);
+			g_autofree char *id = device_id(key);
+
+			if (!is_listed(peripherals, id))
+				qemu_device_deleted(q, id);
+		}
+	}
+	json_array_foreach(peripherals, i, item)
+	{
+		const char *id = json_string_value(json_object_get(item, "name"));
+		g_autofree char *key =
+			id && is_ours(id)
+				? g_strdup_printf("%s.%s",
+						  g_str_has_prefix(id, QEMU_NIC_ID) ? "nics"
+										    : "disks",
+						  strchr(id, '-') + 1)
+				: NULL;
+
+		if (key && !spec_named(q->base.spec, key))
+			qmp_execute(q->qmp, "device_del", one_arg("id", id), NULL, NULL);
+	}
+}
