@@ -529,7 +529,7 @@ def test_disk_in_use_elsewhere(real, qemu, disk):
     before = real.spec
     with fails(EBUSY):
         os.symlink(data, real / "disks/data")
-    real.error("EBUSY", "lock")
+    real.error("EBUSY", "open")
     assert real.spec == before and links(real) == {} and real.read("pending") == ""
     other.do("kill")
     os.symlink(data, real / "disks/data")  # nothing of the failure is in its way
