@@ -207,10 +207,6 @@ static void on_port(QemuVm *q, const json_t *data)
 static void on_unplugged(QemuVm *q, const json_t *data)
 {
 	qemu_exec_unplugged(q, string_of(data, "device"));
-}
-
-static void on_deleted(QemuVm *q, const json_t *data)
-{
 	qemu_device_deleted(q, string_of(data, "device"));
 }
 
@@ -239,7 +235,6 @@ static const struct {
 	{ "DEVICE_DELETED", on_unplugged },
 	{ "BLOCK_IO_ERROR", on_io_error },
 	{ "MIGRATION", on_migration },
-	{ "DEVICE_DELETED", on_deleted },
 };
 
 static void monitor_event(void *arg, const char *name, const json_t *data)
