@@ -422,6 +422,14 @@ def test_guest_sees_a_nic_come_and_go(real, qemu):
 
 
 @pytest.mark.qemu
+def test_nic_with_ports_while_it_runs(real, qemu):
+    text = real.spec
+    real.write("spec.yaml", text.replace("nics:\n", "nics:\n  net1: {ports: [\"0:22\"]}\n"))
+    until(lambda: "port.net1.22" in real.status, "the port that was picked is told")
+    assert real.read("error") == ""
+
+
+@pytest.mark.qemu
 def test_new_overlay_while_it_runs(real, qemu, guest):
     text = real.spec
     real.write("spec.yaml", text + f"disks: {{more: {{image: {guest.disk}}}}}\n")

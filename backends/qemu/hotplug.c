@@ -206,6 +206,31 @@ static void plug_answered(void *arg, const json_t *result, const GError *err)
 	plug_next(q);
 }
 
+static void usernet_answered(void *arg, const json_t *result, const GError *err)
+{
+	QemuVm *q = arg;
+
+	q->op_slot = NULL;
+	/* It is there; where it could not be told, only `status` lacks a line. */
+	if (!err && json_is_string(result))
+		qemu_report_ports(q, q->plug->want, json_string_value(result));
+	qemu_end_op(q, NULL);
+}
+
+/* The ports that the system picked are to be told. */
+static void plugged(QemuVm *q)
+{
+	const Plug *p = q->plug;
+	const SpecNic *n = g_str_has_prefix(p->key, "nics.") ? spec_named(p->want, p->key) : NULL;
+
+	if (n && n->ports->len)
+		q->op_slot =
+			qmp_execute(q->qmp, "human-monitor-command",
+				    one_arg("command-line", "info usernet"), usernet_answered, q);
+	else
+		qemu_end_op(q, NULL);
+}
+
 static void plug_next(QemuVm *q)
 {
 	Plug *p = q->plug;
@@ -224,7 +249,7 @@ static void plug_next(QemuVm *q)
 		forget_slots(q, p->id);
 		qemu_end_op(q, g_steal_pointer(&p->error));
 	} else if (p->next == p->commands->len) {
-		qemu_end_op(q, NULL);
+		plugged(q);
 	} else {
 		const Command *c = p->commands->pdata[p->next];
 
@@ -380,7 +405,7 @@ static char *device_id(const char *key)
 	return g_strconcat(g_str_has_prefix(key, "nics.") ? QEMU_NIC_ID : QEMU_DISK_ID, name, NULL);
 }
 
-bool qemu_can_apply(const BackendVm *bv, const Spec *want, const char *key)
+bool qemu_plug_can_apply(const BackendVm *bv, const Spec *want, const char *key)
 {
 	const bool there = spec_named(bv->spec, key) != NULL,
 		   wanted = spec_named(want, key) != NULL;
@@ -390,9 +415,8 @@ bool qemu_can_apply(const BackendVm *bv, const Spec *want, const char *key)
 	return g_str_has_prefix(key, "disks.") || g_str_has_prefix(key, "nics.");
 }
 
-void qemu_apply(BackendVm *bv, Op *op)
+void qemu_plug_apply(QemuVm *q, Op *op)
 {
-	QemuVm *q = qemu_of(bv);
 	const SpecChange *change = op_arg(op);
 	Plug *p = g_new0(Plug, 1);
 

@@ -284,7 +284,17 @@ static void fini(BackendVm *bv)
 
 static void apply(BackendVm *bv, Op *op)
 {
-	qemu_ports_apply(qemu_of(bv), op);
+	const SpecChange *change = op_arg(op);
+
+	if (qemu_ports_can_apply(bv, change->want, change->key))
+		qemu_ports_apply(qemu_of(bv), op);
+	else
+		qemu_plug_apply(qemu_of(bv), op);
+}
+
+static bool can_apply(const BackendVm *bv, const Spec *want, const char *key)
+{
+	return qemu_ports_can_apply(bv, want, key) || qemu_plug_can_apply(bv, want, key);
 }
 
 static void want_ip(BackendVm *bv)
@@ -315,9 +325,8 @@ const BackendClass qemu_class = {
 		[OP_APPLY] = apply,
 		[OP_EXEC] = qemu_exec_start,
 		[OP_EXEC_SIGNAL] = qemu_exec_signal,
-		[OP_APPLY] = qemu_apply,
 	},
-	.can_apply = qemu_can_apply,
+	.can_apply = can_apply,
 	.console_write = qemu_console_write,
 	.ask = {
 		[ASK_SCREEN] = qemu_ask_screen,
@@ -325,7 +334,6 @@ const BackendClass qemu_class = {
 		[ASK_KEYS] = qemu_ask_keys,
 		[ASK_MONITOR] = qemu_ask_monitor,
 	},
-	.can_apply = qemu_ports_can_apply,
 	.want_ip = want_ip,
 	.exec = &qemu_exec,
 };

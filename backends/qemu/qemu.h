@@ -211,9 +211,9 @@ void qemu_resync(QemuVm *q);
 /* Find a process of which only the owner's pid file tells. */
 void qemu_find_process(QemuVm *q);
 
-/* hotplug.c */
-bool qemu_can_apply(const BackendVm *bv, const Spec *want, const char *key);
-void qemu_apply(BackendVm *bv, Op *op);
+/* hotplug.c: OP_APPLY of disks.NAME and nics.NAME */
+bool qemu_plug_can_apply(const BackendVm *bv, const Spec *want, const char *key);
+void qemu_plug_apply(QemuVm *q, Op *op);
 /* The guest let go of a device. */
 void qemu_device_deleted(QemuVm *q, const char *id);
 /* What runs as QEMU knows it, after a time without us: the answer to qom-list. */
