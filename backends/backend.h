@@ -138,6 +138,11 @@ void backend_gone(BackendVm *bv, VmState state, const char *reason, int exit_sta
 void backend_ips(BackendVm *bv, const char *const *ips);
 void backend_agent(BackendVm *bv, bool up);
 void backend_console(BackendVm *bv, const char *data, size_t len);
+/*
+ * All that console.log holds up to this offset has been told: kept, so that a reader's place is
+ * found again after a crash of the daemon.
+ */
+void backend_console_at(BackendVm *bv, uint64_t offset);
 /* Room for console_write() again. */
 void backend_console_room(BackendVm *bv);
 /* A `key value` line of `status` for as long as the VM runs; NULL takes it away. */
@@ -173,6 +178,9 @@ void vm_remove_run_dir(Vm *vm);
  * Borrowed. */
 GKeyFile *vm_run_file(Vm *vm);
 
+/* The last such offset when the daemon that told it has died since: go on there. False: there is
+ * none. */
+bool vm_console_resume(Vm *vm, uint64_t *offset);
 /*
  * Whether the memory of a VM is on the disk, as a restarted host is to know it. A VM is
  * SAVED_ASLEEP before its VMM ends, and SAVED_WAKING before the vCPUs of the next one run: from

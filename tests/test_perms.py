@@ -289,7 +289,7 @@ def test_owner_cannot_send_the_daemon_to_another_socket(alice, guest, files):
 def test_data_of_any_depth_is_removed(alice):
     """More directories in one another than the daemon can have open at once."""
     data = data_dir(alice)
-    resource.prlimit(alice.fs.proc.pid, resource.RLIMIT_NOFILE, (300, 300))
+    resource.prlimit(alice.fs.pid, resource.RLIMIT_NOFILE, (300, 300))
     fd = os.open(data, os.O_RDONLY)
     for _ in range(600):
         os.mkdir("d", dir_fd=fd)

@@ -374,18 +374,18 @@ def test_vmm_that_cannot_be_killed(fake, guest):
         call = Path(f"/proc/{until(lambda: processes(str(slow)), 'the VMM runs').pop()}/syscall")
         until(lambda: call.read_text().startswith("0 "), "it reads")
         storage.host("version")  # so the read before this one is being answered, and is waited for
-        storage.proc.send_signal(signal.SIGSTOP)
+        os.kill(storage.pid, signal.SIGSTOP)
         until(lambda: "operation" not in vm.status, "given up")
         with fails(EBUSY):
             vm.do("start")
         assert vm.error("EBUSY", "has not ended")
         assert len(processes(str(slow))) == 1
-        storage.proc.send_signal(signal.SIGCONT)
+        os.kill(storage.pid, signal.SIGCONT)
         until(lambda: not processes(str(slow)), "the VMM is gone")
         until(lambda: vm.read("pid") == "", "and known to be")
         fake.fake(real)
         vm.do("start")
         vm.do("kill")
     finally:
-        storage.proc.send_signal(signal.SIGCONT)
+        os.kill(storage.pid, signal.SIGCONT)
         fake.problems += storage.close()

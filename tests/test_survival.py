@@ -457,10 +457,10 @@ def test_end_while_storage_does_not_answer(fs, vm):
     (fs.base / "other").mkdir()
     storage = Vmfs(fs.base / "other").start()
     try:
-        storage.proc.send_signal(signal.SIGSTOP)
+        os.kill(storage.pid, signal.SIGSTOP)
         with fails(ETIMEDOUT):
             vm.write("spec.yaml", f"backend: sim\nboot: {{kernel: {storage.mnt}/kernel}}\n")
         fs.stop()
     finally:
-        storage.proc.send_signal(signal.SIGCONT)
+        os.kill(storage.pid, signal.SIGCONT)
         fs.problems += storage.close()

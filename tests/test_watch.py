@@ -357,7 +357,7 @@ def test_size_is_never_old(fs):
 def test_helper_is_replaced(fs, watch):
     vm = fs.vm("web1", "backend: sim\n")
     vm.do("start")
-    task = f"/proc/{fs.proc.pid}/task/{fs.proc.pid}/children"
+    task = f"/proc/{fs.pid}/task/{fs.pid}/children"
     w = watch(vm / "ip")
 
     def helpers():

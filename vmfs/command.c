@@ -17,6 +17,7 @@
 
 #define MAX_COMMAND 4096
 #define MAX_SECONDS 86400
+#define MAX_CRASHES 2 /* of daemons, after which an op is not begun anew */
 
 typedef struct Command {
 	const Verb *verb;
@@ -208,6 +209,7 @@ static void op_ended(Op *op)
 
 	vm_ref(vm);
 	vm->op = NULL;
+	op_keep(op);
 	if (e)
 		log_info("%s: %s: %s", vm->name, verb, e->message);
 	/* One change that was made says nothing of those before it. */
@@ -229,19 +231,8 @@ static void begin(Vm *vm, Op *op)
 	vm_refresh_state(vm);
 	vm_changed(vm, EV_OPERATION);
 	vm_save_run(vm);
+	op_keep(op);
 	op_start(op, run_op, vm->bv, op_ended);
-}
-
-void vm_run_next(Vm *vm)
-{
-	Op *op = vm->next_op;
-
-	if (!op && !vm->op && vm->gone && !vm->removed)
-		registry_vanish(vm);
-	if (!op || vm->op)
-		return;
-	vm->next_op = NULL;
-	begin(vm, op);
 }
 
 /* Is the order a good one now? */
@@ -260,6 +251,53 @@ static bool check_order(Vm *vm, const Verb *v, GError **err)
 		return err_set(err, EOPNOTSUPP, "backend '%s' cannot %s a VM", bv->be->cls->name,
 			       v->name);
 	return true;
+}
+
+/*
+ * Carry on what a former daemon began. It may be done already; else it is begun anew, unless doing
+ * it twice would be another thing than once.
+ */
+static void resume(Vm *vm, Op *op)
+{
+	const Verb *v = op_verb(op);
+	GError *e = NULL;
+
+	if (v->after != VM_STATE_MAX && vm->pushed == v->after) {
+		vm->op = op;
+		op_conclude(op, NULL, op_ended);
+		return;
+	}
+	if (op_crashes(op) >= MAX_CRASHES)
+		(void)err_set(&e, EIO,
+			      "'%s' was under way each of the %u times that vmfs crashed; it is "
+			      "not tried again",
+			      v->name, op_crashes(op));
+	else if (v->after == VM_STATE_MAX)
+		(void)err_set(&e, ECANCELED,
+			      "'%s' was under way when vmfs was restarted; it is not known whether "
+			      "it was done",
+			      v->name);
+	if (!e && check_order(vm, v, &e)) {
+		begin(vm, op);
+		return;
+	}
+	vm->op = op;
+	op_conclude(op, e, op_ended);
+}
+
+void vm_run_next(Vm *vm)
+{
+	Op *op = vm->next_op;
+
+	if (!op && !vm->op && vm->gone && !vm->removed)
+		registry_vanish(vm);
+	if (!op || vm->op)
+		return;
+	vm->next_op = NULL;
+	if (op_is_restored(op))
+		resume(vm, op);
+	else
+		begin(vm, op);
 }
 
 /* Takes arg, and *ret is borrowed: as vm_order(). */
@@ -292,6 +330,7 @@ static bool start_verb(Vm *vm, const Verb *v, uint64_t seconds_ms, void *arg,
 		return true;
 	}
 	vm->next_op = op;
+	op_keep(op);
 	op_cancel(vm->op, err_new(ECANCELED, "it was cancelled by '%s'", v->name));
 	return true;
 }

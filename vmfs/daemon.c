@@ -21,6 +21,7 @@ static int ready_fd = -1; /* the parent waits at its other end */
 
 bool daemon_background(GError **err)
 {
+	g_autofree char *cwd = NULL;
 	int fds[2], null;
 	pid_t pid;
 	char byte;
@@ -38,7 +39,9 @@ bool daemon_background(GError **err)
 	close(fds[0]);
 	ready_fd = fds[1];
 	(void)setsid();
-	/* Keep no file system busy but our own. */
+	/* Keep no file system busy but our own; the daemon resolves relative paths as we did. */
+	cwd = g_get_current_dir();
+	(void)g_setenv("VMFS_CWD", cwd, true);
 	if (chdir("/"))
 		return err_set(err, errno, "cannot go to /: %s", g_strerror(errno));
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -69,22 +72,36 @@ static void notify_supervisor(const char *text)
 	close(fd);
 }
 
+void daemon_leave_terminal(void)
+{
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	log_to_syslog();
+	if (null < 0)
+		return;
+	(void)dup2(null, 2);
+	close(null);
+}
+
 void daemon_ready(void)
 {
-	int null;
-
 	notify_supervisor("READY=1\nSTATUS=serving\n");
 	if (ready_fd < 0)
 		return;
-	/* From now on there is no terminal to speak to. */
-	log_to_syslog();
-	null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null >= 0)
-		(void)dup2(null, 2);
+	daemon_leave_terminal();
 	if (write(ready_fd, "", 1) != 1)
 		log_warning("nobody waits for vmfs to be ready");
 	close(ready_fd);
 	ready_fd = -1;
+}
+
+void daemon_reloading(void)
+{
+	g_autofree char *text = g_strdup_printf("RELOADING=1\nMONOTONIC_USEC=%" G_GINT64_FORMAT
+						"\nSTATUS=handing over\n",
+						g_get_monotonic_time());
+
+	notify_supervisor(text);
 }
 
 void daemon_stopping(void)
@@ -92,14 +109,14 @@ void daemon_stopping(void)
 	notify_supervisor("STOPPING=1\n");
 }
 
-static void clear_stale(const char *path)
+void daemon_unmount(const char *path)
 {
 	char *argv[] = { (char *)"fusermount3", (char *)"-u", (char *)"-z", (char *)path, NULL };
 	g_autoptr(GError) e = NULL;
 
-	log_info("%s is a mount whose daemon is gone; unmounting it first", path);
 	if (geteuid() == 0) {
-		if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW))
+		/* EINVAL: it is not mounted any more. */
+		if (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) && errno != EINVAL)
 			log_warning("cannot unmount %s: %s", path, g_strerror(errno));
 	} else if (!g_spawn_sync(NULL, argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL, NULL,
 				 NULL, &e)) {
@@ -130,7 +147,8 @@ char *daemon_mountpoint(const char *path, GError **err)
 
 	/* stat(2) would be answered from the kernel's cache; this asks the daemon. */
 	if (statfs(full, &sfs) && errno == ENOTCONN) {
-		clear_stale(full);
+		log_info("%s is a mount whose daemon is gone; unmounting it first", full);
+		daemon_unmount(full);
 	} else if (is_vmfs_mount(full)) {
 		(void)err_set(err, EBUSY, "a vmfs is mounted on %s already", full);
 		return NULL;

@@ -12,10 +12,15 @@
 bool daemon_background(GError **err);
 /* Ready to serve: lets the parent go, and tells a supervisor by sd_notify(3)'s protocol. */
 void daemon_ready(void);
+void daemon_reloading(void);
 void daemon_stopping(void);
+/* There is no terminal to speak to any more. */
+void daemon_leave_terminal(void);
 
 /*
  * The mountpoint as an absolute path without links (owned by the caller). Clears away what a
  * killed daemon left mounted there; EBUSY when a living vmfs is.
  */
 char *daemon_mountpoint(const char *path, GError **err);
+/* Take a mount away that nobody serves. */
+void daemon_unmount(const char *path);

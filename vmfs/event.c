@@ -8,6 +8,10 @@
 #include <string.h>
 #include <time.h>
 
+#include "vmfs/keep.h"
+
+#define ALL_KEEP (4 * VM_EVENTS_KEEP)
+
 static Stream *all;
 
 static void value_state(const Vm *vm, GString *out)
@@ -110,12 +114,32 @@ static void line_begin(const Vm *vm, const char *key, GString *out)
 	g_string_append_printf(out, " %s %s ", vm->name, key);
 }
 
+/* What is kept of a stream is the position of its first byte, and its bytes. */
+static void keep_whole(uint32_t serial, const Stream *s)
+{
+	uint64_t pos = stream_start(s);
+	const size_t len = (size_t)(stream_end(s) - pos);
+	g_autofree char *text = g_malloc(len + 1);
+
+	keep_set(KEEP_EVENTS, serial, &pos, sizeof pos);
+	(void)stream_read(s, &pos, text, len);
+	keep_append(KEEP_EVENTS, serial, text, len);
+}
+
+static void append(uint32_t serial, Stream *s, const GString *text, size_t limit)
+{
+	if (!s)
+		return;
+	keep_append(KEEP_EVENTS, serial, text->str, text->len);
+	stream_append(s, text->str, text->len);
+	if (keep_len(KEEP_EVENTS, serial) > 2 * limit)
+		keep_whole(serial, s);
+}
+
 static void post(Vm *vm, const GString *text)
 {
-	if (vm->events)
-		stream_append(vm->events, text->str, text->len);
-	if (all)
-		stream_append(all, text->str, text->len);
+	append(vm->serial, vm->events, text, VM_EVENTS_KEEP);
+	append(0, all, text, ALL_KEEP);
 }
 
 void events_emit(Vm *vm, unsigned changes)
@@ -160,7 +184,43 @@ void events_present(Vm *vm, GString *out)
 
 Stream *events_all(void)
 {
-	if (!all)
-		all = stream_new(4 * VM_EVENTS_KEEP);
+	if (!all) {
+		all = stream_new(ALL_KEEP);
+		keep_whole(0, all);
+	}
 	return all;
+}
+
+Stream *vm_events(Vm *vm)
+{
+	if (!vm->events) {
+		vm->events = stream_new(VM_EVENTS_KEEP);
+		keep_whole(vm->serial, vm->events);
+	}
+	return vm->events;
+}
+
+static Stream *restore(uint32_t serial, size_t limit)
+{
+	g_autoptr(GBytes) kept = keep_get(KEEP_EVENTS, serial);
+	gsize len;
+	const char *data = kept ? g_bytes_get_data(kept, &len) : NULL;
+	uint64_t pos;
+	Stream *s;
+
+	if (!data || len < sizeof pos)
+		return NULL;
+	memcpy(&pos, data, sizeof pos);
+	s = stream_new(limit);
+	stream_begin(s, pos);
+	stream_append(s, data + sizeof pos, len - sizeof pos);
+	return s;
+}
+
+void events_restore(Vm *vm)
+{
+	if (vm)
+		vm->events = restore(vm->serial, VM_EVENTS_KEEP);
+	else
+		all = restore(0, ALL_KEEP);
 }

@@ -6,6 +6,8 @@
 
 /* The stream of all VMs; NULL until first read. */
 Stream *events_all(void);
+/* Bring back what a former daemon had for its readers; NULL: of all VMs. At start. */
+void events_restore(Vm *vm);
 /* A line for each changed thing, into the VM's own stream and the common one. */
 void events_emit(Vm *vm, unsigned changes);
 /* A line of another kind: `created`, `removed`, `renamed NEWNAME`. */

@@ -1,22 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The session: mounts, reads /dev/fuse from the loop, and keeps the requests that wait. Everything
- * is answered on the loop thread, which must never touch the mount itself.
+ * The session: reads /dev/fuse from the loop, and keeps the requests that wait. Everything is
+ * answered on the loop thread, which must never touch the mount itself.
  */
 #include "vmfs/fs.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fuse.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "vmfs/err.h"
 #include "vmfs/fs_internal.h"
+#include "vmfs/keep.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
 #include "vmfs/near.h"
 #include "vmfs/notify.h"
+#include "vmfs/op.h"
+#include "vmfs/request.h"
 #include "vmfs/store.h"
 
 #define REQUESTS_A_TURN 64     /* then other descriptors have their turn */
@@ -25,8 +30,9 @@
 
 static struct {
 	struct fuse_session *session;
-	struct fuse_buf buf;
+	struct fuse_buf buf; /* in the memory file */
 	Watch *watch;
+	uv_prepare_t commit;	    /* before the loop sleeps */
 	GQueue parked, interrupted; /* of Parked */
 	FsOptions options;
 } fs;
@@ -73,7 +79,7 @@ void fs_changed(Vm *vm, unsigned changes)
 {
 	NodeRef r = { .vm = vm };
 
-	if (!fs.watch || vm->removed)
+	if (!fs.session || vm->removed)
 		return;
 	for (r.node = vm_dir.rows; r.node->name; r.node++)
 		if (changes & EV_OWNER || (r.node->exact && r.node->events & changes))
@@ -86,7 +92,7 @@ void fs_changed(Vm *vm, unsigned changes)
 
 void fs_names_changed(const NodeRef *dir)
 {
-	if (fs.watch)
+	if (fs.session)
 		forget_attr(dir); /* and with them the list of names that it keeps */
 }
 
@@ -262,27 +268,66 @@ static const struct fuse_lowlevel_ops ops = {
 	.poll = fs_poll,
 };
 
-bool fs_mount(const FsOptions *options, GError **err)
+static struct fuse_session *new_session(const char *options, GError **err)
 {
-	char *argv[] = { (char *)"vmfs", (char *)"-o", (char *)options->fuse_options, NULL };
+	char *argv[] = { (char *)"vmfs", (char *)"-o", (char *)options, NULL };
 	struct fuse_args args = FUSE_ARGS_INIT(3, argv);
-	int flags;
+	struct fuse_session *session = fuse_session_new(&args, &ops, sizeof ops, NULL);
+
+	fuse_opt_free_args(&args);
+	if (!session)
+		(void)err_set(err, EINVAL, "fuse refuses the mount options '%s'", options);
+	return session;
+}
+
+int fs_mount(const char *mountpoint, const char *options, GError **err)
+{
+	struct fuse_session *session = new_session(options, err);
+
+	if (!session)
+		return -1;
+	if (!fuse_session_mount(session, mountpoint)) {
+		fs.session = session; /* which owns the descriptor */
+		return fuse_session_fd(session);
+	}
+	fuse_session_destroy(session);
+	(void)err_set(err, EIO, "cannot mount %s; the lines above say why", mountpoint);
+	return -1;
+}
+
+static void commit(uv_prepare_t *handle)
+{
+	(void)handle;
+	keep_commit();
+}
+
+bool fs_open_session(const FsOptions *options, GError **err)
+{
+	int flags = fcntl(options->fd, F_GETFL);
 
 	fs.options = *options;
-	fs.session = fuse_session_new(&args, &ops, sizeof ops, NULL);
-	fuse_opt_free_args(&args);
+	fs.session = new_session(options->fuse_options, err);
 	if (!fs.session)
-		return err_set(err, EINVAL, "fuse refuses the mount options '%s'",
-			       options->fuse_options);
-	if (fuse_session_mount(fs.session, options->mountpoint)) {
-		fuse_session_destroy(fs.session);
-		fs.session = NULL;
-		return err_set(err, EIO, "cannot mount %s; the lines above say why",
-			       options->mountpoint);
-	}
-	flags = fcntl(fuse_session_fd(fs.session), F_GETFL);
-	(void)fcntl(fuse_session_fd(fs.session), F_SETFL, flags | O_NONBLOCK);
+		return false;
+	(void)fcntl(options->fd, F_SETFL, flags | O_NONBLOCK);
+	if (fuse_session_custom_io(fs.session, &request_io, options->fd))
+		return err_set(err, ENOMEM, "cannot make a fuse session");
+	fs.buf.mem = keep_slot();
+	request_init(fs.session, options->fd);
+	fs_restore_handles();
+	(void)uv_prepare_init(loop_get(), &fs.commit);
+	(void)uv_prepare_start(&fs.commit, commit);
 	return true;
+}
+
+void fs_notify_poll(uint64_t kh)
+{
+	struct fuse_notify_poll_wakeup_out poll = { .kh = kh };
+	struct fuse_out_header out = { .len = sizeof out + sizeof poll, .error = FUSE_NOTIFY_POLL };
+	struct iovec iov[] = { { &out, sizeof out }, { &poll, sizeof poll } };
+
+	/* ENOENT: it is not polled any more. */
+	(void)request_io.writev(fuse_session_fd(fs.session), iov, G_N_ELEMENTS(iov), NULL);
 }
 
 /* As fuse_session_receive_buf(), but not asleep at once when there is nothing. */
@@ -320,17 +365,26 @@ static void on_fuse(void *arg, int status, int events)
 			fs.options.ended(fs.options.arg);
 			return;
 		}
-		fuse_session_process_buf(fs.session, &fs.buf);
+		request_handle();
 		answer_interrupted();
 	}
 }
 
 void fs_serve(void)
 {
+	request_resume();
+	answer_interrupted();
+	op_restore_done();
 	fs.watch = watch_start(fuse_session_fd(fs.session), UV_READABLE, on_fuse, NULL);
 }
 
-void fs_unmount(void)
+void fs_hand_over(void)
+{
+	keep_detach();
+	request_mute();
+}
+
+void fs_close_session(void)
 {
 	if (fs.watch)
 		watch_stop(&fs.watch, false);
@@ -339,9 +393,7 @@ void fs_unmount(void)
 
 		p->end(p, ENOTCONN);
 	}
-	fuse_session_unmount(fs.session);
 	fs_close_handles();
 	fuse_session_destroy(fs.session);
 	fs.session = NULL;
-	free(fs.buf.mem);
 }

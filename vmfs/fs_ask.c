@@ -46,6 +46,7 @@ static void take(Handle *h, GBytes *answer)
 	if (h->answer)
 		g_bytes_unref(h->answer);
 	h->answer = g_bytes_ref(answer);
+	fs_keep_answer(h);
 }
 
 static void answered(void *arg, GBytes *answer, const GError *e)
@@ -66,6 +67,8 @@ static void answered(void *arg, GBytes *answer, const GError *e)
 		take(a->h, answer);
 	}
 	a->h->unread = !a->size;
+	if (!err)
+		fs_keep_handle(a->h);
 	reply(req, a, err);
 }
 
@@ -87,6 +90,8 @@ void fs_open_asked(fuse_req_t req, Handle *h, const struct fuse_open_out *out)
 {
 	AskedRequest *a = g_new0(AskedRequest, 1);
 
+	/* Not open yet: a successor of this daemon would open it again. */
+	fs_forget_handle(h->fh);
 	a->h = h;
 	a->out = *out;
 	park(req, a);
@@ -97,7 +102,10 @@ void fs_read_asked(fuse_req_t req, Handle *h, size_t size, off_t off)
 	AskedRequest *a;
 
 	if (off > 0 || h->unread || !size) {
-		h->unread = false;
+		if (h->unread) {
+			h->unread = false;
+			fs_keep_handle(h);
+		}
 		fs_reply_slice(req, g_bytes_get_data(h->answer, NULL), g_bytes_get_size(h->answer),
 			       off, size);
 		return;

@@ -10,8 +10,11 @@
 #include "vmfs/document.h"
 #include "vmfs/err.h"
 #include "vmfs/fs_internal.h"
+#include "vmfs/keep.h"
 #include "vmfs/loop.h"
+#include "vmfs/notify.h"
 #include "vmfs/publish.h"
+#include "vmfs/request.h"
 #include "vmfs/scratch.h"
 #include "vmfs/store.h"
 
@@ -53,6 +56,20 @@ static Change *change_new(fuse_req_t req, const NodeRef *dir, const char *name)
 	return c;
 }
 
+/* The former daemon had begun it, and it is done: nobody else can have, the kernel keeps them out.
+ */
+static bool is_made(const NodeRef *dir, const char *name, NodeRef *r)
+{
+	return request_begun(NULL) && node_lookup(dir, name, r);
+}
+
+static bool is_dropped(const NodeRef *dir, const char *name)
+{
+	NodeRef r;
+
+	return request_begun(NULL) && !node_lookup(dir, name, &r);
+}
+
 static void changed(void *arg, int err)
 {
 	Change *c = arg;
@@ -85,8 +102,12 @@ static bool take_published(fuse_req_t req, PublishKind kind, const NodeRef *dir,
 	NodeRef r;
 	int err;
 
-	if (!publish_take(kind, dir, name, other, fuse_req_ctx(req)->pid, &err))
-		return false;
+	if (!publish_take(kind, dir, name, other, fuse_req_ctx(req)->pid, &err)) {
+		/* Too late, perhaps for a daemon that has died: it is nobody's wish any more. */
+		if (!notify_is_helper(fuse_req_ctx(req)->pid))
+			return false;
+		err = ECANCELED;
+	}
 	if (!err && (kind == PUBLISH_MKDIR || kind == PUBLISH_SYMLINK) &&
 	    node_lookup(dir, name, &r))
 		fs_reply_entry(req, &r);
@@ -97,7 +118,7 @@ static bool take_published(fuse_req_t req, PublishKind kind, const NodeRef *dir,
 
 void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
 {
-	NodeRef dir;
+	NodeRef dir, r;
 	Caller who;
 	Change *c;
 
@@ -107,6 +128,12 @@ void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
 		fuse_reply_err(req, EPERM);
 		return;
 	}
+	if (is_made(&dir, name, &r)) {
+		fs_reply_entry(req, &r);
+		return;
+	}
+	if (!node_lookup(&dir, name, &r))
+		request_begin(0);
 	fs_caller_groups(req, &who);
 	c = change_new(req, &dir, name);
 	change_begun(c, dir.node->dir->make(&dir, name, mode, &who, changed, c));
@@ -115,7 +142,7 @@ void fs_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
 
 void fs_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name)
 {
-	NodeRef dir;
+	NodeRef dir, r;
 	Caller who;
 	Change *c;
 
@@ -126,6 +153,12 @@ void fs_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const cha
 		fuse_reply_err(req, EPERM);
 		return;
 	}
+	if (is_made(&dir, name, &r)) {
+		fs_reply_entry(req, &r);
+		return;
+	}
+	if (!node_lookup(&dir, name, &r))
+		request_begin(0);
 	fs_caller_groups(req, &who);
 	c = change_new(req, &dir, name);
 	change_begun(c, dir.node->dir->link(&dir, name, target, &who, changed, c));
@@ -156,6 +189,7 @@ static void drop(fuse_req_t req, const NodeRef *dir, const NodeRef *r)
 		fuse_reply_err(req, EPERM);
 		return;
 	}
+	request_begin(0);
 	fs_caller_groups(req, &who);
 	c = change_new(req, dir, NULL);
 	change_begun(c, dir->node->dir->drop(r, &who, changed, c));
@@ -169,7 +203,7 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 	if (!fs_ref_dir(req, parent, &dir) || take_published(req, PUBLISH_RMDIR, &dir, name, NULL))
 		return;
 	if (!node_lookup(&dir, name, &r))
-		fuse_reply_err(req, ENOENT);
+		fuse_reply_err(req, is_dropped(&dir, name) ? 0 : ENOENT);
 	else if (!r.node->dir)
 		fuse_reply_err(req, ENOTDIR);
 	else
@@ -184,11 +218,13 @@ static void spec_is_back(void *arg)
 
 	vm->spec_back = NULL;
 	vm->spec_away = false;
+	keep_unset(KEEP_SPEC_AWAY, vm->serial);
 }
 
 void fs_spec_away(Vm *vm)
 {
 	vm->spec_away = true;
+	keep_set(KEEP_SPEC_AWAY, vm->serial, NULL, 0);
 	timer_stop(&vm->spec_back);
 	vm->spec_back = timer_start(SPEC_AWAY_MS, spec_is_back, vm);
 }
@@ -197,6 +233,7 @@ void fs_spec_here(Vm *vm)
 {
 	timer_stop(&vm->spec_back);
 	vm->spec_away = false;
+	keep_unset(KEEP_SPEC_AWAY, vm->serial);
 }
 
 static void unlink_stored(void *arg, int err)
@@ -211,7 +248,7 @@ void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 	if (!fs_ref_dir(req, parent, &dir) || take_published(req, PUBLISH_UNLINK, &dir, name, NULL))
 		return;
 	if (!node_lookup(&dir, name, &r)) {
-		fuse_reply_err(req, ENOENT);
+		fuse_reply_err(req, is_dropped(&dir, name) ? 0 : ENOENT);
 	} else if (r.node->scratch) {
 		scratch_remove(r.vm, scratch_by_number(r.vm, r.sub));
 		fuse_reply_err(req, 0);
@@ -219,6 +256,7 @@ void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 		fs_spec_away(r.vm);
 		fuse_reply_err(req, 0);
 	} else if (r.node->remove) {
+		request_begin(0);
 		r.node->remove(&r);
 		store_barrier(unlink_stored, req);
 	} else {
@@ -237,6 +275,7 @@ static void replaced(void *arg, const GError *e)
 	Replace *p = arg;
 	Scratch *f = scratch_by_number(p->vm, p->scratch);
 
+	/* Kept with the answer, so that it is there if this has to be done again. */
 	if (!e && f)
 		scratch_remove(p->vm, f);
 	fuse_reply_err(p->req, e ? err_code(e) : 0);
@@ -313,6 +352,7 @@ static int rename_object(fuse_req_t req, const NodeRef *dir, const NodeRef *from
 
 	if (!dir->node->dir->rename)
 		return EPERM;
+	request_begin(0);
 	c = change_new(req, dir, NULL);
 	change_begun(c, dir->node->dir->rename(from, newname, changed, c));
 	return 0;
@@ -335,7 +375,7 @@ void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
 	if (parent == newparent && take_published(req, PUBLISH_RENAME, &dir, name, newname))
 		return;
 	if (!node_lookup(&dir, name, &from)) {
-		fuse_reply_err(req, ENOENT);
+		fuse_reply_err(req, is_made(&newdir, newname, &to) ? 0 : ENOENT);
 		return;
 	}
 	exists = node_lookup(&newdir, newname, &to);

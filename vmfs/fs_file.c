@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "vmfs/fs_internal.h"
+#include "vmfs/request.h"
 #include "vmfs/scratch.h"
 #include "vmfs/waitq.h"
 
@@ -34,9 +35,7 @@ static uint32_t version_of(const NodeRef *r)
 static void poll_end(Handle *h)
 {
 	waitq_remove(&h->poll);
-	if (h->ph)
-		fuse_pollhandle_destroy(h->ph);
-	h->ph = NULL;
+	h->kh = 0;
 }
 
 static void handle_free(void *data)
@@ -44,6 +43,7 @@ static void handle_free(void *data)
 	Handle *h = data;
 
 	poll_end(h);
+	fs_forget_handle(h->fh);
 	if (h->text)
 		g_string_free(h->text, TRUE);
 	if (h->ref.node->stream && h->ref.node->stream->close)
@@ -59,26 +59,36 @@ static void handle_free(void *data)
 	g_free(h);
 }
 
+Handle *fs_handle_insert(uint64_t fh, const NodeRef *r, int flags)
+{
+	Handle *h = g_new0(Handle, 1);
+
+	if (!handles)
+		handles = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, handle_free);
+	last_fh = MAX(last_fh, fh);
+	h->fh = fh;
+	h->ref = *r;
+	if (r->vm)
+		vm_ref(r->vm);
+	h->flags = flags;
+	h->reader.writes = (flags & O_ACCMODE) != O_RDONLY;
+	g_hash_table_insert(handles, &h->fh, h);
+	return h;
+}
+
 /* NULL: too many are open. */
 static Handle *handle_new(const NodeRef *r, int flags)
 {
 	Handle *h;
 
-	if (!handles)
-		handles = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, handle_free);
-	if (g_hash_table_size(handles) >= MAX_HANDLES)
+	if (handles && g_hash_table_size(handles) >= MAX_HANDLES)
 		return NULL;
-	h = g_new0(Handle, 1);
-	h->fh = ++last_fh;
-	h->ref = *r;
-	if (r->vm)
-		vm_ref(r->vm);
-	h->flags = flags;
+	h = fs_handle_insert(last_fh + 1, r, flags);
 	h->seen = version_of(r);
-	h->reader.writes = (flags & O_ACCMODE) != O_RDONLY;
-	g_hash_table_insert(handles, &h->fh, h);
 	if (r->node->stream)
 		r->node->stream->open(r, &h->reader);
+	fs_keep_handle(h);
+	fs_keep_text(h->fh, h->reader.first);
 	return h;
 }
 
@@ -130,6 +140,8 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	if (r.node->document && (fi->flags & O_TRUNC)) {
 		h->doc = g_byte_array_new();
 		h->truncated = true;
+		fs_keep_handle(h);
+		fs_keep_document(h);
 	}
 	out.fh = h->fh;
 	out.open_flags = open_flags(r.node, fi->flags);
@@ -182,6 +194,8 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 	if (r.node->document) {
 		h->doc = g_byte_array_new();
 		h->truncated = true;
+		fs_keep_handle(h);
+		fs_keep_document(h);
 	}
 	fs_fill_entry(&r, &e);
 	fi->fh = h->fh;
@@ -203,11 +217,17 @@ void fs_reply_slice(fuse_req_t req, const char *data, size_t len, off_t off, siz
 static void read_shown(fuse_req_t req, Handle *h, size_t size, off_t off)
 {
 	if (!h->text || off == 0) {
+		const uint32_t seen = h->seen;
+
 		if (!h->text)
 			h->text = g_string_new(NULL);
 		g_string_truncate(h->text, 0);
 		h->seen = version_of(&h->ref);
 		h->ref.node->show(&h->ref, h->text);
+		if (h->seen != seen)
+			fs_keep_handle(h);
+		/* The rest of it is to be of one piece with this. */
+		fs_keep_text(h->fh, h->text->len > size ? h->text : NULL);
 	}
 	fs_reply_slice(req, h->text->str, h->text->len, off, size);
 }
@@ -261,6 +281,8 @@ static bool try_read(fuse_req_t req, Handle *h, size_t size)
 
 	if (n == -EAGAIN)
 		return false;
+	fs_keep_handle(h);
+	fs_keep_text(h->fh, h->reader.first);
 	if (n < 0)
 		fuse_reply_err(req, (int)-n);
 	else
@@ -364,31 +386,40 @@ static void poll_woken(WaitEntry *e)
 
 	if (!(poll_events(h) & (h->ref.node->stream ? POLLIN : POLLPRI)))
 		return;
-	(void)fuse_lowlevel_notify_poll(h->ph);
+	fs_notify_poll(h->kh);
 	poll_end(h);
+	fs_keep_handle(h);
+}
+
+void fs_handle_poll(Handle *h, uint64_t kh)
+{
+	poll_end(h);
+	h->kh = kh;
+	h->poll.wake = poll_woken;
+	if (h->ref.node->stream)
+		waitq_add(h->ref.node->stream->queue(&h->ref), &h->poll);
+	else
+		waitq_add(h->ref.vm ? &h->ref.vm->waiters : &vm_all.waiters, &h->poll);
 }
 
 void fs_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct fuse_pollhandle *ph)
 {
+	const struct fuse_poll_in *in = request_body();
 	Handle *h = fs_handle(fi->fh);
 
 	(void)ino;
+	/* libfuse's is a pointer; what the kernel sent can be kept. */
+	if (ph)
+		fuse_pollhandle_destroy(ph);
 	if (!h) {
-		if (ph)
-			fuse_pollhandle_destroy(ph);
 		fuse_reply_err(req, EBADF);
 		return;
 	}
 	if (ph) {
 		/* The kernel has one handle an open file: the last stands for all who wait on it.
 		 */
-		poll_end(h);
-		h->ph = ph;
-		h->poll.wake = poll_woken;
-		if (h->ref.node->stream)
-			waitq_add(h->ref.node->stream->queue(&h->ref), &h->poll);
-		else
-			waitq_add(h->ref.vm ? &h->ref.vm->waiters : &vm_all.waiters, &h->poll);
+		fs_handle_poll(h, in->kh);
+		fs_keep_handle(h);
 	}
 	fuse_reply_poll(req, poll_events(h));
 }

@@ -77,10 +77,10 @@ typedef struct Handle {
 	bool dirty, truncated, refused;
 	Op *op; /* of a command: accepted, and not yet waited for */
 	WaitEntry poll;
-	struct fuse_pollhandle *ph;
+	uint64_t kh; /* by which the kernel knows who polls it; 0: nobody */
 } Handle;
 
-Handle *fs_handle(uint64_t fh); /* NULL: closed, or of a former daemon */
+Handle *fs_handle(uint64_t fh); /* NULL: closed */
 void fs_handle_close(Handle *h);
 void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
@@ -90,6 +90,21 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
 void fs_reply_slice(fuse_req_t req, const char *data, size_t len, off_t off, size_t size);
 void fs_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct fuse_pollhandle *ph);
 void fs_close_handles(void);
+/* Wait for what would make a poll(2) of it return. */
+void fs_handle_poll(Handle *h, uint64_t kh);
+Handle *fs_handle_insert(uint64_t fh, const NodeRef *r, int flags);
+
+/* fs_keep.c: open files for a successor of this daemon */
+void fs_keep_handle(const Handle *h);
+void fs_keep_text(uint64_t fh, const GString *text); /* NULL: none */
+void fs_keep_answer(const Handle *h);
+void fs_keep_document(const Handle *h);
+void fs_forget_handle(uint64_t fh);
+/* Bring back those of a former daemon. At start. */
+void fs_restore_handles(void);
+
+/* fs.c: tell the kernel that a poll(2) can return. */
+void fs_notify_poll(uint64_t kh);
 
 /* fs_ask.c */
 void fs_open_asked(fuse_req_t req, Handle *h, const struct fuse_open_out *out);

@@ -195,6 +195,7 @@ static void set_owner_or_mode(fuse_req_t req, const NodeRef *r, const struct sta
 			f->uid = attr->st_uid;
 		if (valid & FUSE_SET_ATTR_GID)
 			f->gid = attr->st_gid;
+		scratch_keep(f);
 		reply_attr(req, ino);
 		return;
 	}

@@ -10,8 +10,10 @@
 #include "vmfs/document.h"
 #include "vmfs/err.h"
 #include "vmfs/fs_internal.h"
+#include "vmfs/keep.h"
 #include "vmfs/loop.h"
 #include "vmfs/notify.h"
+#include "vmfs/request.h"
 #include "vmfs/scratch.h"
 #include "vmfs/store.h"
 
@@ -70,6 +72,7 @@ static void command_leave_to_flush(Command *c)
 	if (!(c->h->flags & O_NONBLOCK)) {
 		op_unref(c->h->op);
 		c->h->op = op_ref(c->op);
+		fs_keep_handle(c->h);
 	}
 	command_end(c, 0);
 }
@@ -105,6 +108,15 @@ static void command_ended(Parked *parked, int err)
 	command_free(c);
 }
 
+/* The op for which this request waited when the former daemon died: a reference, or NULL. */
+static Op *op_of_request(void)
+{
+	uint64_t number;
+	Op *op = request_begun(&number) ? op_restored(number) : op_restored_by(request_unique());
+
+	return op ? op_ref(op) : NULL;
+}
+
 static void write_command(fuse_req_t req, Handle *h, const char *buf, size_t size)
 {
 	Command *c = g_new0(Command, 1);
@@ -112,11 +124,14 @@ static void write_command(fuse_req_t req, Handle *h, const char *buf, size_t siz
 
 	c->h = h;
 	c->size = size;
+	c->op = op_of_request();
 	notify_hold(h->ref.vm);
 	if (h->ref.vm && h->ref.vm->removed)
 		(void)err_set(&e, ENODEV, "the VM has been removed");
-	else
+	else if (!c->op)
 		(void)h->ref.node->store(&h->ref, buf, size, &c->op, &e);
+	if (c->op && !op_done(c->op) && op_number(c->op))
+		request_begin(op_number(c->op));
 	fs_park(&c->parked, req, command_ended);
 	if (e)
 		command_end(c, err_code(e));
@@ -134,15 +149,19 @@ static void write_command(fuse_req_t req, Handle *h, const char *buf, size_t siz
 
 static void flush_command(fuse_req_t req, Handle *h)
 {
+	Op *op = h->op ? g_steal_pointer(&h->op) : op_of_request();
 	Command *c;
 
-	if (!h->op) {
+	if (!op) {
 		fuse_reply_err(req, 0);
 		return;
 	}
+	if (op_number(op))
+		request_begin(op_number(op));
 	c = g_new0(Command, 1);
 	c->h = h;
-	c->op = g_steal_pointer(&h->op);
+	c->op = op;
+	fs_keep_handle(h);
 	fs_park(&c->parked, req, command_ended);
 	if (op_done(c->op))
 		command_end(c, op_error(c->op) ? err_code(op_error(c->op)) : 0);
@@ -229,8 +248,8 @@ static void write_stream(fuse_req_t req, Handle *h, const char *buf, size_t size
 
 typedef struct DocumentRequest {
 	fuse_req_t req;
-	uint64_t fh; /* 0: a release */
-	size_t size; /* of a write; 0: a flush */
+	uint64_t fh;
+	size_t size; /* of a write; 0: a flush or release */
 } DocumentRequest;
 
 static void document_answer(void *arg, const GError *e)
@@ -240,6 +259,8 @@ static void document_answer(void *arg, const GError *e)
 
 	if (h && e)
 		h->refused = true;
+	if (h)
+		fs_keep_handle(h);
 	if (e)
 		fuse_reply_err(d->req, err_code(e));
 	else if (d->size)
@@ -264,6 +285,7 @@ static GByteArray *document_of(Handle *h)
 		h->doc = g_byte_array_new();
 		if (len)
 			g_byte_array_append(h->doc, (const guint8 *)text, (guint)len);
+		fs_keep_document(h);
 	}
 	return h->doc;
 }
@@ -284,6 +306,8 @@ int fs_truncate_handle(uint64_t fh, uint64_t size)
 	if (size > old)
 		memset(doc->data + old, 0, size - old);
 	h->truncated = true;
+	fs_keep_document(h);
+	fs_keep_handle(h);
 	return 0;
 }
 
@@ -305,6 +329,7 @@ static void document_too_large(fuse_req_t req, Handle *h)
 	vm_set_rejected(h->ref.vm, text);
 	vm_set_error(h->ref.vm, "spec.yaml", e);
 	h->refused = true;
+	fs_keep_handle(h);
 	fuse_reply_err(req, EFBIG);
 }
 
@@ -323,15 +348,21 @@ static void write_document(fuse_req_t req, Handle *h, const char *buf, size_t si
 		document_too_large(req, h);
 		return;
 	}
-	if (end > doc->len) {
+	if (at == doc->len) {
+		g_byte_array_append(doc, (const guint8 *)buf, (guint)size);
+		keep_append(KEEP_DOCUMENT, h->fh, buf, size);
+	} else {
 		size_t old = doc->len;
 
-		g_byte_array_set_size(doc, (guint)end);
+		if (end > old)
+			g_byte_array_set_size(doc, (guint)end);
 		if (at > old)
 			memset(doc->data + old, 0, at - old);
+		memcpy(doc->data + at, buf, size);
+		fs_keep_document(h);
 	}
-	memcpy(doc->data + at, buf, size);
 	h->dirty = true;
+	fs_keep_handle(h);
 	/* Shells' own `echo` does not see an error of close(2): what is hopeless is told here. */
 	if (at + size != doc->len || (doc->len > PREFIX_ALWAYS && size < doc->len / 8)) {
 		fuse_reply_write(req, size);
@@ -367,10 +398,17 @@ static void flush_document(fuse_req_t req, Handle *h)
 		commit(req, h, document_answer, document_request(req, h, 0));
 }
 
+/* Only now is it forgotten: a successor would have to do it again. */
 static void release_answer(void *arg, const GError *e)
 {
+	DocumentRequest *d = arg;
+	Handle *h = fs_handle(d->fh);
+
 	(void)e;
-	fuse_reply_err(arg, 0);
+	if (h)
+		fs_handle_close(h);
+	fuse_reply_err(d->req, 0);
+	g_free(d);
 }
 
 /* ---- write, flush, release ---- */
@@ -440,10 +478,11 @@ void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	/* Emptied and never written to (`: > spec.yaml`): only now it is known that nothing
 	 * follows. */
 	if (h && h->ref.node->document && (h->dirty || h->truncated) && !h->refused &&
-	    !h->ref.vm->removed)
-		commit(req, h, release_answer, req);
-	else
-		fuse_reply_err(req, 0);
+	    !h->ref.vm->removed) {
+		commit(req, h, release_answer, document_request(req, h, 0));
+		return;
+	}
 	if (h)
 		fs_handle_close(h);
+	fuse_reply_err(req, 0);
 }

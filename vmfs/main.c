@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * vmfs: wiring. One process, one loop thread that owns all state; a store thread and libuv's pool
- * work on copies. VMMs are processes of their own and outlive us.
+ * vmfs: wiring. The keeper (keeper.h) starts the daemon, which is one process with one loop thread
+ * that owns all state; a store thread and libuv's pool work on copies. VMMs are processes of their
+ * own and outlive us.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,6 +27,8 @@
 #include "vmfs/host.h"
 #include "vmfs/hosts.h"
 #include "vmfs/images.h"
+#include "vmfs/keep.h"
+#include "vmfs/keeper.h"
 #include "vmfs/lifetime.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
@@ -36,29 +42,67 @@
 
 #define POOL_THREADS "8"
 
+/* Why the daemon ends. */
+typedef enum End {
+	END_STOP,      /* the mount goes */
+	END_HAND_OVER, /* a successor goes on */
+} End;
+
 static struct {
 	Options options;
-	uv_signal_t signals[3];
+	uv_signal_t signals[2];
+	Watch *keeper;
+	End end;
 } app;
 
-static void stop(void *arg)
+static void end(End why)
+{
+	app.end = why;
+	uv_stop(loop_get());
+}
+
+static void unmounted(void *arg)
 {
 	(void)arg;
-	uv_stop(loop_get());
+	end(END_STOP);
 }
 
 static void on_signal(uv_signal_t *handle, int signum)
 {
 	(void)handle;
-	log_info("signal %d: unmounting; the VMs go on", signum);
-	stop(NULL);
+	log_info("signal %d to the daemon; another one takes over", signum);
+	end(END_HAND_OVER);
+}
+
+static void on_keeper(void *arg, int status, int events)
+{
+	char byte = 0;
+
+	(void)arg;
+	(void)status;
+	(void)events;
+	if (recv(KEEPER_SOCKET, &byte, 1, MSG_DONTWAIT) == 1) {
+		end(byte == KEEPER_STOP ? END_STOP : END_HAND_OVER);
+		return;
+	}
+	log_warning("the keeper is gone; the mount lasts as long as this process");
+	watch_stop(&app.keeper, true);
+}
+
+static void tell_ready(void)
+{
+	const char byte = KEEPER_READY;
+
+	if (!app.options.foreground)
+		daemon_leave_terminal();
+	(void)send(KEEPER_SOCKET, &byte, 1, MSG_NOSIGNAL);
 }
 
 static void serve(void *arg)
 {
 	(void)arg;
 	fs_serve();
-	daemon_ready();
+	tell_ready();
 	lifetime_begin();
 }
 
@@ -85,56 +129,73 @@ static void changed(Vm *vm, unsigned changes)
 	notify_change(vm, changes);
 }
 
+/* What the keeper gave us is nobody else's, and where it said. */
+static bool take_from_keeper(Options *o, GError **err)
+{
+	const KeepHead *head;
+
+	for (int fd = KEEPER_FUSE; fd < KEEPER_FDS_END; fd++)
+		if (fcntl(fd, F_SETFD, FD_CLOEXEC))
+			return err_set(err, errno, "--served is for vmfs itself to use");
+	if (!keep_attach(KEEPER_MEMORY, err))
+		return false;
+	head = keep_head();
+	g_free(o->mountpoint);
+	g_free(o->state_dir);
+	g_free(o->runtime_dir);
+	o->mountpoint = g_strdup(head->mountpoint);
+	o->state_dir = g_strdup(head->state_dir);
+	o->runtime_dir = g_strdup(head->runtime_dir);
+	if (head->generation > 1 && !o->foreground)
+		log_to_syslog();
+	return true;
+}
+
 static bool prepare(GError **err)
 {
-	const Options *o = &app.options;
+	Options *o = &app.options;
 	const RegistryConfig config = { o->first_id, o->last_id };
-	FsOptions fs = { .fuse_options = o->fuse, .ended = stop };
-	char *mountpoint;
+	const FsOptions fs = { .fd = KEEPER_FUSE, .fuse_options = o->fuse, .ended = unmounted };
 
-	/* Its lock tells of a living daemon before its mount is looked at. */
-	if (!store_open(o->state_dir, o->runtime_dir, err))
+	if (!take_from_keeper(o, err) || !store_open(o->state_dir, o->runtime_dir, err))
 		return false;
-	mountpoint = daemon_mountpoint(o->mountpoint, err);
-	if (!mountpoint)
-		return false;
-	g_free(app.options.mountpoint);
-	app.options.mountpoint = mountpoint;
 	vm_config.runtime_dir = o->runtime_dir;
 	op_limit_deadlines((uint64_t)o->verb_timeout_s * 1000);
-	document_set_mountpoint(mountpoint);
+	document_set_mountpoint(o->mountpoint);
 	images_load();
 	if (!hosts_load(o->hosts_file, o->hosts, err))
 		return false;
 	registry_load(&config);
 	/* What is stored was good where it was written: only new documents are held to this. */
 	spec_set_limits(0, host_memory());
-	fs.mountpoint = mountpoint;
-	if (!fs_mount(&fs, err))
+	vm_restore_all();
+	if (!fs_open_session(&fs, err))
 		return false;
-	notify_start(mountpoint);
+	notify_start(o->mountpoint);
 	vm_all.changed = changed;
 	return true;
 }
 
 static void run(void)
 {
-	static const int ending[] = { SIGTERM, SIGINT, SIGHUP };
+	static const int ending[] = { SIGTERM, SIGINT };
 
 	for (unsigned i = 0; i < G_N_ELEMENTS(ending); i++) {
 		(void)uv_signal_init(loop_get(), &app.signals[i]);
 		(void)uv_signal_start(&app.signals[i], on_signal, ending[i]);
 	}
+	app.keeper = watch_start(KEEPER_SOCKET, UV_READABLE, on_keeper, NULL);
 	loop_defer(begin, NULL);
 	(void)uv_run(loop_get(), UV_RUN_DEFAULT);
-	daemon_stopping();
 	/* Requests that wait for the disk are answered by this; ops end half-done, as by a crash.
 	 */
 	store_close();
+	if (app.end == END_HAND_OVER)
+		fs_hand_over();
 	vm_all.changed = NULL;
 	publish_stop();
 	notify_stop();
-	fs_unmount();
+	fs_close_session();
 	registry_close();
 	images_close();
 	hosts_close();
@@ -210,9 +271,10 @@ int main(int argc, char **argv)
 	log_init(app.options.debug);
 	(void)signal(SIGPIPE, SIG_IGN);
 	(void)umask(022);
+	if (!app.options.served)
+		return keeper_run(&app.options, argv);
+	(void)prctl(PR_SET_NAME, "vmfs");
 	raise_limits();
-	if (!app.options.foreground && !daemon_background(&e))
-		return fail(e);
 	/* Before libuv's first use of its pool: files on a dead server must not use it all up. */
 	(void)setenv("UV_THREADPOOL_SIZE", POOL_THREADS, 0);
 	loop_init();

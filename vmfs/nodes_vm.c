@@ -234,18 +234,7 @@ static const char *link_tty(const NodeRef *r)
 
 static int file_console_log(const NodeRef *r)
 {
-	g_autofree char *path = g_build_filename(vm_data_dir(r->vm), "console.log", NULL);
-	int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-	struct stat st;
-
-	/* The directory is its owner's, who could put anything there, a link to another's file too.
-	 */
-	if (fd >= 0 && (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_nlink != 1)) {
-		close(fd);
-		errno = EACCES;
-		return -1;
-	}
-	return fd;
+	return vm_open_console_log(r->vm);
 }
 
 static uint32_t next_scratch(const NodeRef *dir, uint32_t after, char name[256])

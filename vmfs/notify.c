@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "vmfs/keep.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
 #include "vmfs/node.h"
@@ -22,7 +23,8 @@
 /* Each can be held up by a write that is being answered; the others go on. */
 #define HELPER_THREADS 4
 #define HELPER_FD      3
-#define RESTART_MS     1000 /* after which one that died is replaced */
+#define SUB_MASK       0xffffff00u /* of an inode number: one of many objects of a row */
+#define RESTART_MS     1000	   /* after which one that died is replaced */
 
 static struct {
 	char *mountpoint;
@@ -42,6 +44,25 @@ static void start_helper(void);
 
 /* ---- whom it may concern ---- */
 
+/* What is kept is a bit for each row of a VM: counts are the kernel's. */
+static void keep_known(uint64_t ino, bool known)
+{
+	const uint64_t serial = ino >> 32;
+	g_autoptr(GBytes) old = NULL;
+	uint8_t bits[256 / 8] = { 0 }, bit = (uint8_t)(1u << (ino & 7));
+
+	if (!keep_head() || ino & SUB_MASK)
+		return;
+	old = keep_get(KEEP_KNOWN, serial);
+	if (old)
+		keep_copy(bits, sizeof bits, old);
+	if (known)
+		bits[(ino & 0xff) / 8] |= bit;
+	else
+		bits[(ino & 0xff) / 8] &= (uint8_t)~bit;
+	keep_set(KEEP_KNOWN, serial, bits, sizeof bits);
+}
+
 void notify_looked_up(uint64_t ino)
 {
 	uint64_t *count;
@@ -56,6 +77,7 @@ void notify_looked_up(uint64_t ino)
 		entry[1] = 1;
 		/* One block is both key and value. */
 		g_hash_table_insert(notify.lookups, entry, entry + 1);
+		keep_known(ino, true);
 		return;
 	}
 	++*count;
@@ -67,10 +89,12 @@ void notify_forgotten(uint64_t ino, uint64_t n)
 
 	if (!count)
 		return;
-	if (*count > n)
+	if (*count > n) {
 		*count -= n;
-	else
-		g_hash_table_remove(notify.lookups, &ino);
+		return;
+	}
+	g_hash_table_remove(notify.lookups, &ino);
+	keep_known(ino, false);
 }
 
 static bool is_known(uint64_t ino)
@@ -89,6 +113,7 @@ static void queue_ino(uint64_t ino)
 	key = g_memdup2(&ino, sizeof ino);
 	g_hash_table_add(notify.pending, key);
 	g_queue_push_tail(&notify.queue, key);
+	keep_set(KEEP_NUDGE, ino, NULL, 0);
 	flush_later();
 }
 
@@ -165,7 +190,11 @@ static void drop_helper(void)
 	proc_free(notify.helper);
 	notify.helper = NULL;
 	g_queue_clear_full(&notify.orders, (GDestroyNotify)g_bytes_unref);
-	g_queue_clear(&notify.queue);
+	while (notify.queue.length) {
+		uint64_t *key = g_queue_pop_head(&notify.queue);
+
+		keep_unset(KEEP_NUDGE, *key);
+	}
 	g_hash_table_remove_all(notify.pending);
 }
 
@@ -244,6 +273,7 @@ static void flush(void *arg)
 				g_queue_push_head(&notify.queue, key);
 			return;
 		}
+		keep_unset(KEEP_NUDGE, *key);
 		g_hash_table_remove(notify.pending, key);
 	}
 }
@@ -281,13 +311,25 @@ bool notify_order(char kind, const NodeRef *dir, const char *name, const char *o
 
 bool notify_is_helper(pid_t pid)
 {
-	g_autofree char *path = NULL;
+	const KeepHead *head = keep_head();
 
-	if (!notify.helper)
-		return false;
-	/* Of a request the kernel tells the thread. */
-	path = g_strdup_printf("/proc/%d/task/%d", (int)proc_pid(notify.helper), (int)pid);
-	return !access(path, F_OK);
+	for (unsigned i = 0; head && i < G_N_ELEMENTS(head->helpers); i++) {
+		char path[64];
+
+		/* Of a request the kernel tells the thread. */
+		g_snprintf(path, sizeof path, "/proc/%d/task/%d", head->helpers[i], (int)pid);
+		if (head->helpers[i] && !access(path, F_OK))
+			return true;
+	}
+	return false;
+}
+
+static void note_helper(pid_t pid)
+{
+	KeepHead *head = keep_head();
+
+	memmove(head->helpers + 1, head->helpers, sizeof head->helpers - sizeof head->helpers[0]);
+	head->helpers[0] = pid;
 }
 
 void notify_hold(Vm *vm)
@@ -329,10 +371,31 @@ static void start_helper(void)
 	close(fds[1]);
 	if (notify.helper) {
 		notify.fd = fds[0];
+		note_helper(proc_pid(notify.helper));
 	} else {
 		close(fds[0]);
 		log_error("cannot start the notify helper: %s", e->message);
 	}
+}
+
+static void restore_known(uint64_t serial, GBytes *value)
+{
+	uint8_t bits[256 / 8];
+
+	if (serial && !registry_by_serial((uint32_t)serial)) {
+		keep_unset(KEEP_KNOWN, serial);
+		return;
+	}
+	keep_copy(bits, sizeof bits, value);
+	for (unsigned row = 0; row < 256; row++)
+		if (bits[row / 8] & (1u << (row & 7)))
+			notify_looked_up(serial << 32 | row);
+}
+
+static void restore_nudge(uint64_t ino, GBytes *value)
+{
+	(void)value;
+	queue_ino(ino);
 }
 
 void notify_start(const char *mountpoint)
@@ -340,6 +403,8 @@ void notify_start(const char *mountpoint)
 	notify.mountpoint = g_strdup(mountpoint);
 	notify.pending = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
 	notify.lookups = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
+	keep_each(KEEP_KNOWN, restore_known);
+	keep_each(KEEP_NUDGE, restore_nudge);
 	start_helper();
 }
 

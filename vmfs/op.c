@@ -7,8 +7,12 @@
 
 #include <errno.h>
 
+#include <string.h>
+
 #include "vmfs/err.h"
+#include "vmfs/keep.h"
 #include "vmfs/loop.h"
+#include "vmfs/request.h"
 
 #define UNDO_DEADLINE_MS 10000
 
@@ -38,6 +42,10 @@ struct Op {
 	void (*cancel)(Op *op, void *ctx);
 	void (*ended)(Op *op);
 	GPtrArray *waiters; /* of OpWaiter */
+	uint64_t number;    /* in the memory file; 0: not kept */
+	uint64_t unique;    /* of the request that ordered it */
+	bool restored;
+	unsigned crashes;
 };
 
 static uint64_t deadline_limit_ms;
@@ -70,6 +78,8 @@ void op_unref(Op *op)
 	if (!op || --op->refs)
 		return;
 	timer_stop(&op->deadline);
+	if (op->number)
+		keep_unset(KEEP_OP, op->number);
 	if (op->free_ctx)
 		op->free_ctx(op->ctx);
 	if (op->free_arg)
@@ -317,4 +327,145 @@ void op_unwait(Op *op, OpWaiter *w)
 {
 	if (g_ptr_array_remove(op->waiters, w))
 		g_free(w);
+}
+
+/* ---- for a successor ---- */
+
+#define UNDER_WAY (-1)
+
+typedef struct KeptOp {
+	uint32_t size; /* of this struct: the sentence of its error follows */
+	uint32_t serial;
+	uint32_t kind, crashes;
+	uint64_t seconds_ms;
+	uint64_t unique;
+	int32_t code; /* UNDER_WAY, 0 or an errno */
+	uint32_t unused;
+} KeptOp;
+
+static GHashTable *restored; /* by number; NULL: none */
+
+void op_keep(Op *op)
+{
+	KeptOp k = { .size = sizeof k,
+		     .serial = vm_serial(op->vm),
+		     .kind = op->verb->kind,
+		     .crashes = op->crashes,
+		     .seconds_ms = op->seconds_ms,
+		     .code = op->phase != DONE ? UNDER_WAY
+			     : op->error       ? err_code(op->error)
+					       : 0 };
+
+	/* What is ordered with an argument is the business of whoever knows that. */
+	if (op->arg || !keep_head())
+		return;
+	if (!op->number) {
+		op->number = ++keep_head()->begun;
+		op->unique = request_unique();
+	}
+	k.unique = op->unique;
+	keep_set(KEEP_OP, op->number, &k, sizeof k);
+	if (op->error)
+		keep_append(KEEP_OP, op->number, op->error->message, strlen(op->error->message));
+	/* Before it is begun. */
+	if (k.code == UNDER_WAY)
+		keep_commit();
+}
+
+uint64_t op_number(const Op *op)
+{
+	return op->number;
+}
+
+bool op_is_restored(const Op *op)
+{
+	return op->restored;
+}
+
+unsigned op_crashes(const Op *op)
+{
+	return op->crashes;
+}
+
+void op_conclude(Op *op, GError *take, void (*ended)(Op *op))
+{
+	op->ended = ended;
+	op->error = take;
+	finish(op);
+}
+
+typedef struct Restore {
+	Vm *(*find)(uint32_t serial);
+	void (*begin)(Vm *vm, Op *op);
+} Restore;
+
+static Restore restoring;
+
+static void restore_one(uint64_t number, GBytes *value)
+{
+	gsize len;
+	const char *data = g_bytes_get_data(value, &len);
+	const Verb *verb;
+	KeptOp k;
+	Vm *vm;
+	Op *op;
+
+	keep_copy(&k, sizeof k, value);
+	vm = restoring.find(k.serial);
+	verb = k.kind > OP_NONE && k.kind < OP_MAX ? verb_of((OpKind)k.kind) : NULL;
+	if (!vm || !verb) {
+		keep_unset(KEEP_OP, number);
+		return;
+	}
+	op = op_new(vm, verb, k.seconds_ms, NULL, NULL);
+	op->number = number;
+	op->unique = k.unique;
+	op->restored = true;
+	op->crashes = k.crashes + (keep_head()->crashed ? 1 : 0);
+	g_hash_table_insert(restored, &op->number, op);
+	if (k.code == UNDER_WAY) {
+		op_keep(op);
+		restoring.begin(vm, op_ref(op));
+		return;
+	}
+	op->phase = DONE;
+	if (k.code)
+		op->error = err_new(k.code, "%.*s", k.size < len ? (int)(len - k.size) : 0,
+				    data + MIN(k.size, len));
+}
+
+static void unref(void *op)
+{
+	op_unref(op);
+}
+
+void op_restore(Vm *(*find)(uint32_t serial), void (*begin)(Vm *vm, Op *op))
+{
+	restoring = (Restore){ find, begin };
+	restored = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, unref);
+	keep_each(KEEP_OP, restore_one);
+}
+
+Op *op_restored(uint64_t number)
+{
+	return restored ? g_hash_table_lookup(restored, &number) : NULL;
+}
+
+Op *op_restored_by(uint64_t unique)
+{
+	GHashTableIter it;
+	gpointer op;
+
+	if (!restored || !unique)
+		return NULL;
+	g_hash_table_iter_init(&it, restored);
+	while (g_hash_table_iter_next(&it, NULL, &op))
+		if (((Op *)op)->unique == unique)
+			return op;
+	return NULL;
+}
+
+void op_restore_done(void)
+{
+	g_clear_pointer(&restored, g_hash_table_unref);
 }

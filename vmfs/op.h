@@ -90,6 +90,7 @@ void op_accept(Op *op);
 void op_progress(Op *op, unsigned percent);
 
 Vm *op_vm(const Op *op);
+uint32_t vm_serial(const Vm *vm);
 OpKind op_kind(const Op *op);
 uint64_t op_seconds_ms(const Op *op); /* the verb's argument or the spec's stop_timeout, in ms */
 void *op_arg(const Op *op);	      /* what was ordered, as the verb's kind has it; or NULL */
@@ -119,3 +120,21 @@ typedef void (*OpWaitFn)(Op *op, void *arg);
 /* fn is called once, when the op has ended; or first when accepted, if `accept`. */
 OpWaiter *op_wait(Op *op, bool accept, OpWaitFn fn, void *arg);
 void op_unwait(Op *op, OpWaiter *w);
+
+/* For a successor, which carries on what is under way (keep.h): */
+
+/* Keep what is known of it now: before it begins, and when it has ended. */
+void op_keep(Op *op);
+uint64_t op_number(const Op *op); /* 0: not kept */
+bool op_is_restored(const Op *op);
+/* How many daemons have crashed while it was under way. */
+unsigned op_crashes(const Op *op);
+/* End an op that was not begun: NULL is success. */
+void op_conclude(Op *op, GError *take, void (*ended)(Op *op));
+/* Bring back the ops of a former daemon; begin() takes those that are under way. */
+void op_restore(Vm *(*find)(uint32_t serial), void (*begin)(Vm *vm, Op *op));
+/* One of these, by number or by the request that ordered it; borrowed, or NULL. */
+Op *op_restored(uint64_t number);
+Op *op_restored_by(uint64_t unique);
+/* Nobody asks for them any more. */
+void op_restore_done(void);

@@ -44,6 +44,7 @@ static const struct fuse_opt table[] = {
 	OPTION("--version", o.version, 1),
 	OPTION("--probe-kvm", o.probe_kvm, 1),
 	OPTION("--notify-helper", o.notify_helper, 1),
+	OPTION("--served", o.served, 1),
 	OPTION("--man", o.man, 1),
 	OPTION("--markdown", o.markdown, 1),
 	OPTION("--state-dir=%s", o.state_dir, 0),
@@ -133,7 +134,8 @@ static bool parse_ids(Raw *raw)
 
 static char *absolute(char *path)
 {
-	char *full = g_canonicalize_filename(path, NULL);
+	/* The daemon of a keeper that has gone to the background stands elsewhere. */
+	char *full = g_canonicalize_filename(path, g_getenv("VMFS_CWD"));
 
 	free(path); /* libfuse's */
 	return full;

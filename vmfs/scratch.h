@@ -17,6 +17,7 @@
 #define SCRATCH_MAX_NAME  255
 
 typedef struct Scratch {
+	uint32_t serial; /* of its VM */
 	uint32_t number; /* 24 bits, in the inode number */
 	char *name;
 	mode_t mode;
@@ -40,3 +41,8 @@ void scratch_free_all(Vm *vm);
 /* 0 or an errno. */
 int scratch_write(Scratch *f, const char *data, size_t len, uint64_t offset);
 int scratch_truncate(Scratch *f, uint64_t size);
+
+/* Its owner or mode has changed. */
+void scratch_keep(const Scratch *f);
+/* Bring back those of a former daemon. At start. */
+void scratch_restore(void);

@@ -49,8 +49,7 @@ typedef struct Job {
 
 static struct {
 	char *dir;
-	int fd, lock_fd;	 /* fd: the state directory */
-	int run_fd, run_lock_fd; /* the runtime directory */
+	int fd, run_fd; /* the state directory, the runtime directory */
 	GThread *thread;
 	GAsyncQueue *todo, *done;
 	uv_async_t async;
@@ -599,23 +598,35 @@ static bool check_format(GError **err)
 	return !e || err_set(err, e, "cannot write %s/format: %s", store.dir, g_strerror(e));
 }
 
-/* Make a directory if need be, open it, and lock it against other daemons. */
-static bool open_locked(const char *dir, const char *what, const char *option, int *fd,
-			int *lock_fd, GError **err)
+static int open_dir_at(const char *dir, const char *what, GError **err)
 {
+	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (fd < 0)
+		(void)err_set(err, errno, "cannot open the %s directory %s: %s", what, dir,
+			      g_strerror(errno));
+	return fd;
+}
+
+/* Make a directory if need be, and lock it against others. */
+static bool lock_dir(const char *dir, const char *what, const char *option, int *ret, GError **err)
+{
+	int fd, lock;
+
 	/* Other users' VMMs have to get through root's; nobody else through a user's. */
 	if (g_mkdir_with_parents(dir, geteuid() == 0 ? 0711 : 0700))
 		return err_set(err, errno, "cannot make the %s directory %s: %s", what, dir,
 			       g_strerror(errno));
-	*fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (*fd < 0)
-		return err_set(err, errno, "cannot open the %s directory %s: %s", what, dir,
-			       g_strerror(errno));
-	*lock_fd = openat(*fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (*lock_fd < 0)
+	fd = open_dir_at(dir, what, err);
+	if (fd < 0)
+		return false;
+	lock = openat(fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	close(fd);
+	if (lock < 0)
 		return err_set(err, errno, "cannot write to the %s directory %s: %s", what, dir,
 			       g_strerror(errno));
-	if (flock(*lock_fd, LOCK_EX | LOCK_NB))
+	*ret = lock;
+	if (flock(lock, LOCK_EX | LOCK_NB))
 		return err_set(
 			err, EBUSY,
 			"another vmfs uses the %s directory %s; stop it first, or give another "
@@ -624,11 +635,19 @@ static bool open_locked(const char *dir, const char *what, const char *option, i
 	return true;
 }
 
+bool store_lock(const char *state_dir, const char *runtime_dir, int ret_fds[2], GError **err)
+{
+	return lock_dir(state_dir, "state", "--state-dir", &ret_fds[0], err) &&
+	       lock_dir(runtime_dir, "runtime", "--runtime-dir", &ret_fds[1], err);
+}
+
 static bool open_dirs(const char *dir, const char *runtime_dir, GError **err)
 {
-	if (!open_locked(dir, "state", "--state-dir", &store.fd, &store.lock_fd, err) ||
-	    !open_locked(runtime_dir, "runtime", "--runtime-dir", &store.run_fd, &store.run_lock_fd,
-			 err))
+	store.fd = open_dir_at(dir, "state", err);
+	if (store.fd < 0)
+		return false;
+	store.run_fd = open_dir_at(runtime_dir, "runtime", err);
+	if (store.run_fd < 0)
 		return false;
 	store.dir = realpath(dir, NULL);
 	if (!store.dir || (mkdirat(store.fd, "vms", 0711) && errno != EEXIST))
@@ -671,9 +690,7 @@ void store_close(void)
 	g_async_queue_unref(store.done);
 	g_ptr_array_unref(store.unsynced);
 	uv_close((uv_handle_t *)&store.async, NULL);
-	close(store.lock_fd);
 	close(store.fd);
-	close(store.run_lock_fd);
 	close(store.run_fd);
 	free(store.dir);
 }

@@ -20,10 +20,10 @@
 /* err: 0 or an errno. Called on the loop, when what was asked is safe on the disk. */
 typedef void (*StoreDone)(void *arg, int err);
 
-/*
- * Make and lock both directories and start the thread. EBUSY when another daemon has it,
- * ENOTSUP when its format is a newer one.
- */
+/* Make both directories, and lock them for as long as the descriptors are open. EBUSY when another
+ * vmfs has them. */
+bool store_lock(const char *state_dir, const char *runtime_dir, int ret_fds[2], GError **err);
+/* Start the thread, on directories that are locked. ENOTSUP when the format is a newer one. */
 bool store_open(const char *state_dir, const char *runtime_dir, GError **err);
 /* Finish all writes and stop. */
 void store_close(void);

@@ -32,6 +32,12 @@ void stream_free(Stream *s)
 	g_free(s);
 }
 
+void stream_begin(Stream *s, uint64_t pos)
+{
+	if (!s->used)
+		s->end = pos;
+}
+
 uint64_t stream_start(const Stream *s)
 {
 	return s->end - s->used;

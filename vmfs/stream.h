@@ -14,6 +14,8 @@ typedef struct Stream Stream;
 
 Stream *stream_new(size_t limit);
 void stream_free(Stream *s);
+/* Of an empty stream: what is appended first has this position. */
+void stream_begin(Stream *s, uint64_t pos);
 /* Wakes the queue. */
 void stream_append(Stream *s, const char *data, size_t len);
 uint64_t stream_start(const Stream *s); /* position of the oldest byte kept */

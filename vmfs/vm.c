@@ -15,6 +15,7 @@
 #include "vmfs/err.h"
 #include "vmfs/event.h"
 #include "vmfs/exec.h"
+#include "vmfs/keep.h"
 #include "vmfs/list.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
@@ -25,6 +26,11 @@
 
 #define MAX_FACTS 64
 #define MAX_IPS	  32
+
+/* Where a place in console.log is in the stream. */
+typedef struct ConsoleMark {
+	uint64_t end, offset;
+} ConsoleMark;
 
 VmConfig vm_config;
 VmAll vm_all;
@@ -121,6 +127,7 @@ void vm_unref(Vm *vm)
 	g_free(vm->home.name);
 	stream_free(vm->console);
 	stream_free(vm->events);
+	keep_unset(KEEP_EVENTS, vm->serial);
 	g_free(vm->name);
 	g_free(vm->instance_id);
 	g_free(vm->reason);
@@ -184,6 +191,7 @@ void vm_changed(Vm *vm, unsigned changes)
 			vm->versions[i]++;
 			vm_all.versions[i]++;
 		}
+	vm_keep(vm);
 	/* This first: what is told below must not be read from the kernel's memory. */
 	if (vm_all.changed)
 		vm_all.changed(vm, changes);
@@ -323,18 +331,57 @@ void vm_set_rejected(Vm *vm, GBytes *text)
 	vm_changed(vm, EV_REJECTED);
 }
 
-Stream *vm_console(Vm *vm)
+int vm_open_console_log(Vm *vm)
 {
-	if (!vm->console)
-		vm->console = stream_new(VM_CONSOLE_KEEP);
-	return vm->console;
+	g_autofree char *path = g_build_filename(vm_data_dir(vm), "console.log", NULL);
+	int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	struct stat st;
+
+	/* The directory is its owner's, who could put anything there, a link to another's file too.
+	 */
+	if (fd >= 0 && (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_nlink != 1)) {
+		close(fd);
+		errno = EACCES;
+		return -1;
+	}
+	return fd;
 }
 
-Stream *vm_events(Vm *vm)
+/* The recent past, as the former daemon had it: readers find their places again. */
+static void restore_console(Vm *vm)
 {
-	if (!vm->events)
-		vm->events = stream_new(VM_EVENTS_KEEP);
-	return vm->events;
+	g_autoptr(GBytes) value = keep_get(KEEP_CONSOLE, vm->serial);
+	g_autofree char *buf = NULL;
+	ConsoleMark mark;
+	uint64_t past;
+	ssize_t n;
+	int fd;
+
+	if (!value)
+		return;
+	keep_copy(&mark, sizeof mark, value);
+	past = MIN(VM_CONSOLE_KEEP, MIN(mark.end, mark.offset));
+	buf = g_malloc(past + 1);
+	fd = vm_open_console_log(vm);
+	n = fd < 0 ? -1 : pread(fd, buf, past, (off_t)(mark.offset - past));
+	if (fd >= 0)
+		close(fd);
+	if (n == (ssize_t)past) {
+		stream_begin(vm->console, mark.end - past);
+		stream_append(vm->console, buf, past);
+	} else {
+		stream_begin(vm->console, mark.end);
+	}
+	vm->console_mark = mark.offset;
+}
+
+Stream *vm_console(Vm *vm)
+{
+	if (!vm->console) {
+		vm->console = stream_new(VM_CONSOLE_KEEP);
+		restore_console(vm);
+	}
+	return vm->console;
 }
 
 ssize_t vm_type(Vm *vm, const char *data, size_t len)
@@ -348,6 +395,11 @@ ssize_t vm_type(Vm *vm, const char *data, size_t len)
 }
 
 /* ---- what backends ask ---- */
+
+uint32_t vm_serial(const Vm *vm)
+{
+	return vm->serial;
+}
 
 const char *vm_name(const Vm *vm)
 {
@@ -433,6 +485,11 @@ void vm_remove_run_dir(Vm *vm)
 
 void backend_state(BackendVm *bv, VmState state, const char *reason)
 {
+	Vm *vm = bv->vm;
+
+	/* Found as it was left: then the reason for that holds as well. */
+	if (!reason && vm->run && state == vm->pushed)
+		reason = vm->reason;
 	vm_push_state(bv->vm, state, reason);
 }
 
@@ -481,6 +538,21 @@ void backend_console(BackendVm *bv, const char *data, size_t len)
 	stream_append(vm_console(bv->vm), data, len);
 }
 
+void backend_console_at(BackendVm *bv, uint64_t offset)
+{
+	const ConsoleMark mark = { stream_end(vm_console(bv->vm)), offset };
+
+	keep_set(KEEP_CONSOLE, bv->vm->serial, &mark, sizeof mark);
+}
+
+bool vm_console_resume(Vm *vm, uint64_t *offset)
+{
+	(void)vm_console(vm);
+	*offset = vm->console_mark;
+	vm->console_mark = 0;
+	return *offset != 0;
+}
+
 void backend_console_room(BackendVm *bv)
 {
 	waitq_wake(&bv->vm->console_writers);
@@ -513,6 +585,8 @@ void backend_changed(BackendVm *bv)
 
 void backend_pid(BackendVm *bv, pid_t pid)
 {
+	if (bv->vm->pid == pid)
+		return;
 	bv->vm->pid = pid;
 	vm_changed(bv->vm, EV_PID);
 }

@@ -119,6 +119,7 @@ struct Vm {
 	bool apply_later;    /* the spec was changed while another op was under way */
 
 	Stream *console, *events;    /* NULL until first used */
+	uint64_t console_mark;	     /* where in console.log a former daemon was; 0: nowhere */
 	uint32_t versions[EV_COUNT]; /* how often each has changed */
 	uint32_t line_at, line_len;  /* in list.c's text; 0: not in it yet */
 	unsigned commands;	     /* writes to `state` that are being answered */
@@ -181,6 +182,8 @@ void vm_set_rejected(Vm *vm, GBytes *text);
 GPtrArray *vm_pending(const Vm *vm);
 
 Stream *vm_console(Vm *vm);
+/* console.log, to read: a descriptor, or -1 and errno. */
+int vm_open_console_log(Vm *vm);
 Stream *vm_events(Vm *vm);
 
 /* Type at the console. Bytes taken, -EAGAIN when it has no room, -ESRCH when nothing runs. */
@@ -194,6 +197,12 @@ GBytes *vm_meta(const Vm *vm);
 void vm_save_run(Vm *vm);
 /* Write the spec of what runs, which is no longer that of spec.yaml, or will not be. */
 void vm_save_started(Vm *vm);
+/* The same of what is in memory only, for a successor of this daemon (keep.h). */
+void vm_keep(const Vm *vm);
+/* Bring that back into what was loaded, with the events for its readers. At start. */
+void vm_restore(Vm *vm);
+/* And of all VMs together; with the operations that are under way. */
+void vm_restore_all(void);
 /* Fill in from the store. false: damaged. */
 bool vm_load(Vm *vm);
 bool vm_load_meta(Vm *vm, GBytes *meta);

@@ -357,7 +357,7 @@ static void adopt_ended(Op *op)
 	if (e) {
 		vm_push_state(vm, VM_UNKNOWN, "no-answer");
 		vm_set_error(vm, "adopt", e);
-	} else if (verb && strcmp(verb, "adopt")) {
+	} else if (verb && strcmp(verb, "adopt") && !vm->next_op) {
 		g_autoptr(GError) cut = err_new(
 			ECANCELED, "'%s' was under way when vmfs was restarted; the VM is %s now",
 			verb, vm_state_name(vm->pushed));
@@ -399,8 +399,10 @@ void vm_adopt(Vm *vm)
 	idle = !vm_is_live(vm) && access(vm_run_dir(vm), F_OK);
 	if (idle && vm->saved == SAVED_WAKING)
 		(void)vm_set_saved(vm, SAVED_NONE, NULL, NULL);
-	if (idle && !vm_is_asleep(vm))
+	if (idle && !vm_is_asleep(vm)) {
+		vm_run_next(vm);
 		return;
+	}
 	started = load_spec(vm, "started.yaml", spec_restore, NULL);
 	if (!started)
 		started = spec_ref(vm->spec);

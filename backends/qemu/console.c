@@ -94,6 +94,7 @@ void console_catch_up(Console *c)
 		c->ops->data(c->arg, buf, (size_t)n);
 	}
 	bound_log(c, st.st_size);
+	c->ops->at(c->arg, (uint64_t)c->pos);
 }
 
 static void on_log(uv_fs_event_t *event, const char *name, int events, int status)
@@ -102,8 +103,8 @@ static void on_log(uv_fs_event_t *event, const char *name, int events, int statu
 		console_catch_up(event->data);
 }
 
-Console *console_open(const char *run_dir, const char *data_dir, size_t past, const ConsoleOps *ops,
-		      void *arg, GError **err)
+Console *console_open(const char *run_dir, const char *data_dir, const ConsoleOps *ops, void *arg,
+		      GError **err)
 {
 	int fd = open_log(data_dir, 0);
 	g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", fd);
@@ -121,7 +122,7 @@ Console *console_open(const char *run_dir, const char *data_dir, size_t past, co
 	c->in_path = pipe_path(run_dir, "in");
 	c->in_fd = -1;
 	c->log_fd = fd;
-	c->pos = MAX(lseek(fd, 0, SEEK_END) - (off_t)past, 0);
+	c->pos = MAX(lseek(fd, 0, SEEK_END), 0);
 	c->event.data = c;
 	(void)uv_fs_event_init(loop_get(), &c->event);
 	/* By descriptor: what the path leads to is the owner's to change. */
@@ -132,9 +133,18 @@ Console *console_open(const char *run_dir, const char *data_dir, size_t past, co
 		console_free(c);
 		return NULL;
 	}
-	if (past)
-		console_catch_up(c);
 	return c;
+}
+
+void console_seek(Console *c, uint64_t offset)
+{
+	c->pos = (off_t)MIN(offset, INT64_MAX);
+	console_catch_up(c);
+}
+
+void console_rewind(Console *c, size_t past)
+{
+	console_seek(c, (uint64_t)MAX(c->pos - (off_t)past, 0));
 }
 
 static void on_room(void *arg, int status, int events)

@@ -10,6 +10,7 @@
 #include <glib.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #define CONSOLE_NAME                                                                               \
 	"console" /* of the fifo pair that `-chardev pipe` wants, in the run directory */
@@ -19,17 +20,21 @@ typedef struct Console Console;
 
 typedef struct ConsoleOps {
 	void (*data)(void *arg, const char *data, size_t len);
-	void (*room)(void *arg); /* console_write() takes more again */
+	void (*at)(void *arg, uint64_t offset); /* told up to here, in the log */
+	void (*room)(void *arg);		/* console_write() takes more again */
 } ConsoleOps;
 
 /* Before a start: make the fifo and the log. Acts with the rights of the caller. */
 bool console_prepare(const char *run_dir, const char *data_dir, GError **err);
 
 /*
- * Follow the log from its end, or from `past` bytes before. NULL and err when it cannot be opened.
+ * Follow the log from its end. NULL and err when it cannot be opened.
  */
-Console *console_open(const char *run_dir, const char *data_dir, size_t past, const ConsoleOps *ops,
-		      void *arg, GError **err);
+Console *console_open(const char *run_dir, const char *data_dir, const ConsoleOps *ops, void *arg,
+		      GError **err);
+/* Follow it from `past` bytes before its end; or from this offset. */
+void console_rewind(Console *c, size_t past);
+void console_seek(Console *c, uint64_t offset);
 /* Bytes taken. */
 size_t console_write(Console *c, const char *data, size_t len);
 /* Read what is there now, for when its writer has ended. */

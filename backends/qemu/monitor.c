@@ -310,6 +310,13 @@ static void console_data(void *arg, const char *data, size_t len)
 	backend_console(&q->base, data, len);
 }
 
+static void console_at(void *arg, uint64_t offset)
+{
+	QemuVm *q = arg;
+
+	backend_console_at(&q->base, offset);
+}
+
 static void console_room(void *arg)
 {
 	QemuVm *q = arg;
@@ -317,7 +324,9 @@ static void console_room(void *arg)
 	backend_console_room(&q->base);
 }
 
-static const ConsoleOps console_ops = { .data = console_data, .room = console_room };
+static const ConsoleOps console_ops = { .data = console_data,
+					.at = console_at,
+					.room = console_room };
 
 size_t qemu_console_write(BackendVm *bv, const char *data, size_t len)
 {
@@ -343,14 +352,19 @@ void qemu_connect_guest(QemuVm *q, size_t past)
 	const char *dir = vm_run_dir(qemu_vm(q));
 	g_autofree char *agent = g_build_filename(dir, QEMU_SOCKET_AGENT, NULL);
 	g_autoptr(GError) e = NULL;
+	uint64_t offset;
 
 	if (!q->agent)
 		q->agent = agent_new(agent, agent_changed, q);
 	if (q->console)
 		return;
-	q->console = console_open(dir, vm_data_dir(qemu_vm(q)), past, &console_ops, q, &e);
+	q->console = console_open(dir, vm_data_dir(qemu_vm(q)), &console_ops, q, &e);
 	if (!q->console)
 		log_warning("%s: no console: %s", vm_name(qemu_vm(q)), e->message);
+	else if (past && vm_console_resume(qemu_vm(q), &offset))
+		console_seek(q->console, offset);
+	else if (past)
+		console_rewind(q->console, past);
 }
 
 void qemu_disconnect(QemuVm *q)

@@ -62,10 +62,12 @@ static void print(SimVm *s, const char *text, size_t len)
 	/* The directory is its owner's, who may have put a FIFO or a link there. */
 	if (fd >= 0 && !fstat(fd, &st) && S_ISREG(st.st_mode) && st.st_nlink == 1)
 		n = write(fd, text, len);
-	(void)n; /* as on a full disk: the console goes on without its log */
+	backend_console(&s->base, text, len);
+	/* As on a full disk, the console goes on without its log. */
+	if (n >= 0)
+		backend_console_at(&s->base, (uint64_t)lseek(fd, 0, SEEK_END));
 	if (fd >= 0)
 		close(fd);
-	backend_console(&s->base, text, len);
 }
 
 static bool set_ips(SimVm *s, const char *words, GError **err)
@@ -417,7 +419,7 @@ static void adopt(BackendVm *bv, Op *op)
 
 	s->memory = run ? g_key_file_get_string(run, "backend", "memory", NULL) : NULL;
 	if (state == VM_RUNNING || state == VM_PAUSED) {
-		sim_tell(s, state, state == VM_RUNNING ? "adopted" : "paused");
+		sim_tell(s, state, NULL);
 		sim_booted(s);
 	} else if (vm_saved(bv->vm)) {
 		/* If it was being woken, it has not run. */

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon under test: started, ended, killed and cleaned up after."""
+"""vmfs under test, keeper and daemon: started, ended, killed and cleaned up after."""
 import os
 import re
 import select
@@ -20,7 +20,7 @@ COMPLAINT = re.compile(r"^.*(ERROR: AddressSanitizer|runtime error:|LeakSanitize
 
 
 class Vmfs:
-    """A state directory, a run-time directory, a mount point, and at most one daemon on them."""
+    """A state directory, a run-time directory, a mount point, and at most one vmfs on them."""
 
     def __init__(self, base):
         self.base = base
@@ -29,7 +29,7 @@ class Vmfs:
         self.reports = base / "reports"  # of the sanitizers
         self.reports.mkdir()
         self.reports.chmod(0o1777)
-        self.proc, self.args, self.env = None, (), {}
+        self.proc, self.args, self.env = None, (), {}  # the keeper
         self.notify = None  # the socket on which it tells its supervisor
         self.followers, self.problems = [], []
 
@@ -87,7 +87,27 @@ class Vmfs:
         assert self.end(signal.SIGTERM) == 0
         assert str(self.mnt) not in mounts()
 
+    @property
+    def pid(self):
+        """Of the daemon, which the keeper replaces when it dies."""
+        return int((self.run / "daemon.pid").read_text())
+
+    def crash(self, sig=signal.SIGKILL):
+        """Kill the daemon; its pid. The keeper starts another."""
+        pid = self.pid
+        os.kill(pid, sig)
+        return pid
+
     def kill9(self):
+        """Kill both at once: the mount is dead."""
+        with suppress(OSError, ValueError):
+            gone = os.pidfd_open(self.pid)
+            signal.pidfd_send_signal(gone, signal.SIGSTOP)
+            self.proc.kill()
+            signal.pidfd_send_signal(gone, signal.SIGKILL)
+            can, _, _ = select.select([gone], [], [], PATIENCE)
+            os.close(gone)
+            assert can, "the daemon does not die"
         self.end(signal.SIGKILL)
 
     def restart(self):
@@ -101,7 +121,7 @@ class Vmfs:
     def give_up(self, why):
         self.problems.append(why)
         if self.proc:
-            self.proc.kill()
+            self.kill9()
 
     @property
     def log_text(self):
