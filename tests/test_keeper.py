@@ -445,6 +445,31 @@ def test_keeper_that_sleeps(fs, vm):
     successor(fs, old)
 
 
+def test_keeper_that_dies(fs, vm):
+    """The daemon serves on, and the next vmfs, as a supervisor starts it, takes the mount over."""
+    reader, fd = vm.follow("console"), os.open(vm / "state", os.O_RDONLY)
+    wait_blocked(reader.proc.pid)
+    old = fs.pid
+    fs.end(signal.SIGKILL)
+    assert vm.state == "stopped"
+    until((fs.run / "takeover").exists, "the daemon offers the mount")
+    other = fs.base / "other"
+    other.mkdir()
+    wrong = subprocess.run([BINARY, "-f", f"--state-dir={fs.state}", f"--runtime-dir={fs.run}",
+                            other], capture_output=True, text=True, timeout=30, check=False,
+                           env=fs.environ())
+    assert wrong.returncode == 1 and "another vmfs uses" in wrong.stderr
+    fs.restart()
+    assert fs.pid != old and not alive(old)
+    assert mounts().count(str(fs.mnt)) == 1
+    vm.do("start")
+    assert os.pread(fd, 100, 0) == b"running\n"
+    os.close(fd)
+    reader.expect("sim: boot")
+    crash(fs)
+    assert vm.state == "running" and not (fs.run / "takeover").exists()
+
+
 def test_keeper_is_small_and_idle(fs, vm):
     status = Path(f"/proc/{fs.proc.pid}/status")
 

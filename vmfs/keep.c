@@ -356,21 +356,27 @@ static void load(void)
 	keep.end = at;
 }
 
-bool keep_attach(int fd, GError **err)
+KeepHead *keep_open(int fd)
 {
+	KeepHead *head;
 	struct stat st;
 
 	if (fstat(fd, &st) || (uint64_t)st.st_size != FILE_SIZE || !map_file(fd))
-		return err_set(err, EPROTO, "the keeper's memory file cannot be used");
-	keep.head = (KeepHead *)(void *)keep.map;
-	if (memcmp(keep.head->magic, MAGIC, sizeof keep.head->magic) ||
-	    keep.head->format != KEEP_FORMAT || keep.head->area > 1 ||
-	    keep.head->end[keep.head->area] > AREA_SIZE) {
-		keep.head = NULL;
+		return NULL;
+	head = (KeepHead *)(void *)keep.map;
+	if (memcmp(head->magic, MAGIC, sizeof head->magic) || head->format != KEEP_FORMAT ||
+	    head->area > 1 || head->end[head->area] > AREA_SIZE)
+		return NULL;
+	return head;
+}
+
+bool keep_attach(int fd, GError **err)
+{
+	keep.head = keep_open(fd);
+	if (!keep.head)
 		return err_set(err, EPROTO,
 			       "the keeper's memory file is that of another version of vmfs; "
 			       "unmount, and mount again");
-	}
 	keep.fd = fd;
 	/* The kernel writes requests here, and must find the memory in place. */
 	for (size_t i = 0; i < SLOT_WARM; i += 4096)

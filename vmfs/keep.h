@@ -64,6 +64,8 @@ typedef struct KeepHead {
 /* Lay out an empty memory file; for the keeper. Its descriptor, or -1 and errno. */
 int keep_create(KeepHead **ret);
 
+/* Its head, in another keeper; NULL when it is not one. */
+KeepHead *keep_open(int fd);
 /* Take a memory file over. EPROTO when its format is another. */
 bool keep_attach(int fd, GError **err);
 /* From now on nothing is written any more: what is freed at the end is the successor's. */

@@ -23,6 +23,7 @@
 #include "vmfs/keep.h"
 #include "vmfs/log.h"
 #include "vmfs/store.h"
+#include "vmfs/takeover.h"
 
 #define STOP_MS	     15000 /* for the daemon to end, then it is killed */
 #define READY_MS     30000 /* for a new version to come up, then it is the old one's turn */
@@ -48,6 +49,7 @@ static struct {
 	int socket;	   /* -1: none */
 	Phase phase;
 	bool ready, was_ready;
+	bool reloading;	  /* the supervisor waits for the end of it */
 	unsigned crashes; /* in a row */
 	int64_t due;	  /* g_get_monotonic_time() of the deadline; 0: none */
 	bool over;
@@ -224,7 +226,7 @@ static void on_exit_of_daemon(int status)
 	k.socket = -1;
 	if (k.phase == STOPPING || is_unmounted())
 		end(EXIT_SUCCESS);
-	else if (!k.was_ready)
+	else if (!k.was_ready && k.head->generation == 1)
 		end(EXIT_FAILURE);
 	else
 		keep_going(status);
@@ -242,7 +244,7 @@ static void on_message(void)
 	}
 	if (byte != KEEPER_READY)
 		return;
-	k.ready = k.was_ready = true;
+	k.ready = true;
 	if (k.phase == UPGRADING) {
 		k.phase = KEEPING;
 		k.due = 0;
@@ -250,7 +252,11 @@ static void on_message(void)
 		k.other = -1;
 		log_info("a new version serves");
 	}
-	daemon_ready();
+	/* Of a successor nobody hears. */
+	if (!k.was_ready || k.reloading)
+		daemon_ready();
+	k.was_ready = true;
+	k.reloading = false;
 }
 
 /* ---- orders ---- */
@@ -277,6 +283,7 @@ static void upgrade(void)
 		return;
 	}
 	k.phase = LEAVING;
+	k.reloading = true;
 	daemon_reloading();
 	say(KEEPER_HAND_OVER);
 }
@@ -356,22 +363,54 @@ static char **daemon_argv(char **argv)
 	return (char **)g_ptr_array_free(a, FALSE);
 }
 
+/* From a daemon whose keeper has died. */
+static bool take_over(Options *o)
+{
+	char *mountpoint = realpath(o->mountpoint, NULL);
+	int fds[TAKEOVER_FDS];
+
+	if (!mountpoint || !takeover_ask(o->runtime_dir, mountpoint, fds)) {
+		free(mountpoint);
+		return false;
+	}
+	g_free(o->mountpoint);
+	o->mountpoint = g_strdup(mountpoint);
+	free(mountpoint);
+	k.fuse = fds[0];
+	k.memory = fds[1];
+	k.locks[0] = fds[2];
+	k.locks[1] = fds[3];
+	k.head = keep_open(k.memory);
+	if (!k.head)
+		return false;
+	k.head->keeper_pid = getpid();
+	k.head->crashed = false;
+	return true;
+}
+
 static bool prepare(Options *o, GError **err)
 {
+	g_autoptr(GError) e = NULL;
 	char *mountpoint;
 
-	/* Its locks tell of a living vmfs before its mount is looked at. */
-	if (!store_lock(o->state_dir, o->runtime_dir, k.locks, err))
+	k.path = g_file_read_link("/proc/self/exe", err);
+	k.binary = open("/proc/self/exe", O_PATH | O_CLOEXEC);
+	if (!k.path)
 		return false;
+	/* Its locks tell of a living vmfs before its mount is looked at. */
+	if (!store_lock(o->state_dir, o->runtime_dir, k.locks, &e)) {
+		if (e->code == EBUSY && take_over(o))
+			return true;
+		g_propagate_error(err, g_steal_pointer(&e));
+		return false;
+	}
 	mountpoint = daemon_mountpoint(o->mountpoint, err);
 	if (!mountpoint)
 		return false;
 	g_free(o->mountpoint);
 	o->mountpoint = mountpoint;
-	k.path = g_file_read_link("/proc/self/exe", err);
-	k.binary = open("/proc/self/exe", O_PATH | O_CLOEXEC);
 	k.memory = keep_create(&k.head);
-	if (!k.path || k.binary < 0 || k.memory < 0)
+	if (k.binary < 0 || k.memory < 0)
 		return err_set(err, errno, "cannot make the memory file: %s", g_strerror(errno));
 	if (g_strlcpy(k.head->mountpoint, o->mountpoint, PATH_MAX) >= PATH_MAX ||
 	    g_strlcpy(k.head->state_dir, o->state_dir, PATH_MAX) >= PATH_MAX ||

@@ -38,6 +38,7 @@
 #include "vmfs/publish.h"
 #include "vmfs/registry.h"
 #include "vmfs/store.h"
+#include "vmfs/takeover.h"
 #include "vmfs/vm.h"
 
 #define POOL_THREADS "8"
@@ -74,8 +75,15 @@ static void on_signal(uv_signal_t *handle, int signum)
 	end(END_HAND_OVER);
 }
 
+static void hand_over(void)
+{
+	end(END_HAND_OVER);
+}
+
 static void on_keeper(void *arg, int status, int events)
 {
+	static const int given[TAKEOVER_FDS] = { KEEPER_FUSE, KEEPER_MEMORY, KEEPER_LOCKS,
+						 KEEPER_LOCKS + 1 };
 	char byte = 0;
 
 	(void)arg;
@@ -85,8 +93,9 @@ static void on_keeper(void *arg, int status, int events)
 		end(byte == KEEPER_STOP ? END_STOP : END_HAND_OVER);
 		return;
 	}
-	log_warning("the keeper is gone; the mount lasts as long as this process");
+	log_warning("the keeper is gone; this daemon serves on until vmfs is started again");
 	watch_stop(&app.keeper, true);
+	takeover_offer(app.options.runtime_dir, app.options.mountpoint, given, hand_over);
 }
 
 static void tell_ready(void)

@@ -626,13 +626,13 @@ static bool lock_dir(const char *dir, const char *what, const char *option, int 
 		return err_set(err, errno, "cannot write to the %s directory %s: %s", what, dir,
 			       g_strerror(errno));
 	*ret = lock;
-	if (flock(lock, LOCK_EX | LOCK_NB))
-		return err_set(
-			err, EBUSY,
-			"another vmfs uses the %s directory %s; stop it first, or give another "
-			"one with %s",
-			what, dir, option);
-	return true;
+	if (!flock(lock, LOCK_EX | LOCK_NB))
+		return true;
+	close(lock);
+	return err_set(err, EBUSY,
+		       "another vmfs uses the %s directory %s; stop it first, or give another "
+		       "one with %s",
+		       what, dir, option);
 }
 
 bool store_lock(const char *state_dir, const char *runtime_dir, int ret_fds[2], GError **err)
