@@ -120,7 +120,12 @@ static void restore_handle(uint64_t fh, GBytes *value)
 	}
 	h = fs_handle_insert(fh, &r, k.flags);
 	h->seen = k.seen;
-	h->reader = (Reader){ .pos = k.pos, .after = k.after, .told = k.told };
+	/* What a stream makes for each of its readers begins anew. */
+	if (r.node->stream && r.node->stream->close)
+		r.node->stream->open(&r, &h->reader);
+	h->reader.pos = k.pos;
+	h->reader.after = k.after;
+	h->reader.told = k.told;
 	h->dirty = k.dirty;
 	h->truncated = k.truncated;
 	h->refused = k.refused;
