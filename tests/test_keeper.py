@@ -34,8 +34,8 @@ class Client(threading.Thread):
         except Exception as e:  # whatever the program would have seen
             self.error = e
 
-    def result(self):
-        self.join(30)
+    def result(self, timeout=30):
+        self.join(timeout)
         assert not self.is_alive(), f"{self.call} is not answered"
         if self.error:
             raise self.error
@@ -57,6 +57,10 @@ def successor(fs, old):
 
 def crash(fs, sig=signal.SIGKILL):
     return successor(fs, fs.crash(sig))
+
+
+def under_way(vm, verb):
+    until(lambda: vm.status.get("operation", "").startswith(verb), f"'{verb}' is under way")
 
 
 @pytest.mark.parametrize("sig", ["KILL", "TERM", "ABRT"])
@@ -166,7 +170,8 @@ def test_command_under_way(fs, vm, verb, after):
     word = {"running": "start"}.get(verb, verb.split()[0])
     vm.sim(f"hang {word}")
     events = vm.events()
-    client = Client(vm.do, verb).blocks()
+    client = Client(vm.do, verb)
+    under_way(vm, word)
     crash(fs)
     client.result()
     assert vm.state == after and vm.read("error") == ""
@@ -197,8 +202,10 @@ def test_kill_of_a_command(fs, vm):
     vm.do("start")
     vm.sim("hang stop")
     vm.sim("hang kill")
-    stopping = Client(vm.do, "stop 60").blocks()
-    killing = Client(vm.do, "kill").blocks()
+    stopping = Client(vm.do, "stop 60")
+    under_way(vm, "stop")
+    killing = Client(vm.do, "kill")
+    under_way(vm, "kill")
     crash(fs)
     killing.result()
     with fails(ECANCELED):
@@ -210,7 +217,8 @@ def test_kill_of_a_command(fs, vm):
 def test_what_cannot_be_done_twice_is_not(fs, vm, verb):
     vm.do("start")
     vm.sim(f"hang {verb}")
-    client = Client(vm.do, verb).blocks()
+    client = Client(vm.do, verb)
+    under_way(vm, verb)
     crash(fs)
     with pytest.raises(OSError):
         client.result()
@@ -237,9 +245,8 @@ def test_namespace_exactly_once(fs):
 
     def killer():
         while not stop.is_set():
-            with suppress(OSError, ValueError):
-                os.kill(fs.pid, signal.SIGKILL)
-            time.sleep(chance.random() * 0.3)  # any moment will do
+            time.sleep(chance.random() * 0.2)  # any moment will do
+            crash(fs)
 
     def worker(letter):
         for n in range(25):
@@ -256,7 +263,7 @@ def test_namespace_exactly_once(fs):
     try:
         workers = [Client(worker, letter) for letter in "abc"]
         for client in workers:
-            client.result()
+            client.result(120)
     finally:
         stop.set()
         killing.join()
@@ -535,7 +542,9 @@ def test_upgrade(installed):
     os.close(fd)
     until(lambda: "a new version serves" in fs.log_text, "the keeper says so")
     words = "".join(told(fs))
-    assert "RELOADING=1\nMONOTONIC_USEC=" in words and "READY=1" in words.split("RELOADING")[1]
+    assert "RELOADING=1\nMONOTONIC_USEC=" in words
+    if "READY=1" not in words.split("RELOADING")[1]:
+        until(lambda: "READY=1" in "".join(told(fs)), "it is ready")
     assert os.stat(f"/proc/{crash(fs)}/exe").st_ino == new
     # A second one: the first was no exception.
     old = fs.pid
@@ -557,7 +566,7 @@ def test_upgrade_to_what_does_not_come_up(installed, program):
     assert os.stat(f"/proc/{fs.pid}/exe").st_ino == inode
     vm.do("start")
     reader.expect("sim: boot")
-    assert "READY=1" in "".join(told(fs))
+    until(lambda: "READY=1" in "".join(told(fs)), "it is ready")
 
 
 @pytest.mark.slow
@@ -626,11 +635,12 @@ def test_qemu_goes_on(fs, qemu):
     console = vm.follow("console")
     console.expect("GUEST-UP", 60)
     console.expect("guest# ")
-    vm.wait("ip")
-    before = {n: vm.read(n) for n in ("state", "pid", "id", "ip", "error", "cmdline", "status")}
+    ip = vm.wait("ip").split()
+    before = {n: vm.read(n) for n in ("state", "pid", "id", "error", "cmdline", "status")}
     for n in range(5):
         crash(fs)
         assert {n: vm.read(n) for n in before} == before
+        assert set(ip) <= set(vm.read("ip").split())  # it may have got another one since
         vm.write("console", f"echo still-$(({n} + 40))\n", 0)
         console.expect(f"^still-{n + 40}\r?$")
     assert console.text.count("GUEST-UP") == 1

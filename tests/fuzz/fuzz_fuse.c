@@ -19,6 +19,7 @@
 #include "vmfs/fs.h"
 #include "vmfs/hosts.h"
 #include "vmfs/images.h"
+#include "vmfs/keep.h"
 #include "vmfs/loop.h"
 #include "vmfs/node.h"
 #include "vmfs/registry.h"
@@ -370,8 +371,7 @@ static void ended(void *arg)
 
 static void mount_to(int fd)
 {
-	g_autofree char *mountpoint = g_strdup_printf("/dev/fd/%d", fd);
-	const FsOptions options = { .mountpoint = mountpoint,
+	const FsOptions options = { .fd = fd,
 				    .fuse_options = "default_permissions",
 				    .ended = ended };
 	const struct fuse_init_in init = { .major = FUSE_KERNEL_VERSION,
@@ -380,7 +380,7 @@ static void mount_to(int fd)
 					   .flags = ~0u & ~(FUSE_INIT_EXT) };
 	g_autoptr(GByteArray) payload = g_byte_array_new();
 
-	if (!fs_mount(&options, NULL))
+	if (!fs_open_session(&options, NULL))
 		abort();
 	fs_serve();
 	put(payload, &init, sizeof init);
@@ -393,7 +393,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	static const RegistryConfig config = { 1, 1000 };
 	g_autofree char *state = NULL, *runtime = NULL;
 	Backend *sim = backend_find("sim");
-	int fds[2], room = 4 << 20;
+	int fds[2], locks[2], room = 4 << 20;
+	KeepHead *head;
 
 	(void)argc;
 	(void)argv;
@@ -411,7 +412,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	state = g_build_filename(f.dir, "s", NULL);
 	runtime = g_build_filename(f.dir, "r", NULL);
 	vm_config.runtime_dir = g_strdup(runtime);
-	if (!store_open(state, runtime, NULL))
+	if (!keep_attach(keep_create(&head), NULL) || !store_lock(state, runtime, locks, NULL) ||
+	    !store_open(state, runtime, NULL))
 		abort();
 	document_set_mountpoint("/nowhere");
 	images_load();
