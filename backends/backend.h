@@ -85,6 +85,11 @@ typedef struct BackendClass {
 	/* Ask the guest for its addresses again (someone began to wait for one). */
 	void (*want_ip)(BackendVm *bv);
 	/*
+	 * Someone waits for cloud-init in the guest: ask, and call backend_cloud_init() later. It
+	 * is wanted again after each answer, and each time the agent comes up, while someone waits.
+	 */
+	void (*want_cloud_init)(BackendVm *bv);
+	/*
 	 * Answer a question about a VM that runs or is paused: ask_answer() or ask_fail(), once, at
 	 * once or later; also when the VM ends or fini() is called before the answer is there.
 	 */
@@ -137,6 +142,8 @@ void backend_gone(BackendVm *bv, VmState state, const char *reason, int exit_sta
 /* The guest's addresses, best first (NULL-terminated, NULL: not known any more). */
 void backend_ips(BackendVm *bv, const char *const *ips);
 void backend_agent(BackendVm *bv, bool up);
+/* How cloud-init has ended in this boot: "done" or "error"; NULL: it has not yet, ask again. */
+void backend_cloud_init(BackendVm *bv, const char *result);
 void backend_console(BackendVm *bv, const char *data, size_t len);
 /*
  * All that console.log holds up to this offset has been told: kept, so that a reader's place is

@@ -31,7 +31,8 @@ FILES = {
 }
 DIRS = {"exec", "disks", "nics", "shares"}
 STREAMS = {"console": "rw", "events": "r"}
-WAITS = {"stopped", "running", "paused", "crashed", "ip", "agent"}  # asleep: not on every backend
+# asleep: not on every backend
+WAITS = {"stopped", "running", "paused", "crashed", "ip", "agent", "cloud-init"}
 HOST_FILES = ["version", "help", "backends/sim/status", "backends/qemu/status",
               "hosts/local/status", "hosts/local/node"]
 READ, WRITE = 0o444, 0o222

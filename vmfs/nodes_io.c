@@ -159,7 +159,22 @@ static bool is_true(const NodeRef *r)
 		return vm->ips != NULL;
 	if (!strcmp(r->node->name, "agent"))
 		return vm->agent;
+	if (!strcmp(r->node->name, "cloud-init"))
+		return vm->cloud_init != NULL;
 	return !strcmp(r->node->name, vm_state_name(vm->state));
+}
+
+/* Nobody tells of it unasked: whoever has to wait asks, each time that there is news. */
+static bool is_true_by_now(const NodeRef *r)
+{
+	BackendVm *bv = r->vm->bv;
+
+	if (is_true(r))
+		return true;
+	if (!strcmp(r->node->name, "cloud-init") && vm_is_live(r->vm) && bv &&
+	    bv->be->cls->want_cloud_init)
+		bv->be->cls->want_cloud_init(bv);
+	return false;
 }
 
 static void wait_open(const NodeRef *r, Reader *reader)
@@ -179,11 +194,13 @@ static ssize_t wait_read(const NodeRef *r, Reader *reader, char *buf, size_t siz
 		return (ssize_t)read_first(reader, buf, size);
 	if (r->vm->removed)
 		return -ENOENT;
-	if (!is_true(r))
+	if (!is_true_by_now(r))
 		return -EAGAIN;
 	reader->told = true;
 	if (!strcmp(r->node->name, "ip"))
 		text = g_strjoinv("\n", r->vm->ips);
+	else if (!strcmp(r->node->name, "cloud-init"))
+		text = g_strdup(r->vm->cloud_init);
 	reader->first = g_string_new(text ? text : r->node->name);
 	g_string_append_c(reader->first, '\n');
 	return (ssize_t)read_first(reader, buf, size);
@@ -191,7 +208,7 @@ static ssize_t wait_read(const NodeRef *r, Reader *reader, char *buf, size_t siz
 
 static bool wait_ready(const NodeRef *r, const Reader *reader)
 {
-	return reader->told || r->vm->removed || is_true(r);
+	return reader->told || r->vm->removed || is_true_by_now(r);
 }
 
 static GQueue *wait_queue(const NodeRef *r)
@@ -217,6 +234,8 @@ static const Node wait_rows[] = {
 	{ 160, "asleep", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is asleep" },
 	{ 34, "ip", STREAM(0444), .stream = &wait_stream, .doc = "answers with the addresses when one is known" },
 	{ 35, "agent", STREAM(0444), .stream = &wait_stream, .doc = "answers when the guest agent is there" },
+	{ 36, "cloud-init", STREAM(0444), .stream = &wait_stream,
+	  .doc = "answers 'done' or 'error' when cloud-init has ended in the guest, as its agent tells" },
 	{ 0 },
 };
 

@@ -6,9 +6,14 @@
 #include <archive_entry.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "vmfs/err.h"
 #include "vmfs/specval.h"
+
+/* Bytes. Those who look for a label read this much, busybox for one, or do not look at all. */
+#define MIN_SIZE (512 << 10)
 
 static void add_pair(GString *out, const char *key, const char *value)
 {
@@ -91,7 +96,12 @@ bool seed_fill(int fd, const void *arg, GError **err)
 		  (!s->network_config || add_file(a, "network-config", s->network_config)) &&
 		  archive_write_close(a) == ARCHIVE_OK;
 	const int code = ok ? 0 : archive_errno(a);
+	struct stat st;
 
 	(void)archive_write_free(a);
-	return ok || err_set(err, code > 0 ? code : EIO, "%s", g_strerror(code > 0 ? code : EIO));
+	if (!ok)
+		return err_set(err, code > 0 ? code : EIO, "%s", g_strerror(code > 0 ? code : EIO));
+	if (fstat(fd, &st) || (st.st_size < MIN_SIZE && ftruncate(fd, MIN_SIZE)))
+		return err_set(err, errno, "%s", g_strerror(errno));
+	return true;
 }

@@ -223,6 +223,7 @@ static unsigned forget_run(Vm *vm)
 	g_clear_pointer(&vm->ips, g_strfreev);
 	g_clear_pointer(&vm->facts, g_ptr_array_unref);
 	vm->agent = false;
+	vm->cloud_init = NULL;
 	vm->pid = 0;
 	ask_forget(vm);
 	return changes;
@@ -530,7 +531,15 @@ void backend_agent(BackendVm *bv, bool up)
 	if (bv->vm->agent == up)
 		return;
 	bv->vm->agent = up;
+	/* Until it is asked again: the next agent may be that of another boot. */
+	bv->vm->cloud_init = NULL;
 	vm_changed(bv->vm, EV_AGENT);
+}
+
+void backend_cloud_init(BackendVm *bv, const char *result)
+{
+	bv->vm->cloud_init = result;
+	waitq_wake(&bv->vm->waiters);
 }
 
 void backend_console(BackendVm *bv, const char *data, size_t len)

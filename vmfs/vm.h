@@ -107,7 +107,8 @@ struct Vm {
 	GPtrArray *facts; /* "key value" strings from the backend */
 	char **ips;	  /* NULL: not known */
 	bool agent;
-	char *error; /* the line of the `error` file, or NULL */
+	const char *cloud_init; /* how it ended, as the agent told; NULL: not known */
+	char *error;		/* the line of the `error` file, or NULL */
 
 	BackendVm *bv;	/* NULL until a backend is needed */
 	guint run_hash; /* of what vm_save_run() wrote last */

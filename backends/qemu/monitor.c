@@ -339,6 +339,8 @@ static void agent_changed(void *arg, bool up)
 {
 	QemuVm *q = arg;
 
+	/* It may be that of another boot. What was asked is answered by now. */
+	q->cloud_init.tries = 0;
 	backend_agent(&q->base, up);
 	if (!up)
 		return;
@@ -376,6 +378,7 @@ void qemu_disconnect(QemuVm *q)
 	qmp_free(g_steal_pointer(&q->qmp));
 	console_free(g_steal_pointer(&q->console));
 	agent_free(g_steal_pointer(&q->agent));
+	qemu_cloud_init_reset(q);
 	timer_stop(&q->silence_timer);
 	q->paused = false;
 	q->pause_reason = NULL;

@@ -336,4 +336,5 @@ const BackendClass qemu_class = {
 	},
 	.want_ip = want_ip,
 	.exec = &qemu_exec,
+	.want_cloud_init = qemu_want_cloud_init,
 };

@@ -89,6 +89,13 @@ typedef struct QemuEnd {
 	const char *reason; /* NULL: not our doing */
 } QemuEnd;
 
+/* cloudinit.c: the question that is under way, or the time until the next one. */
+typedef struct QemuCloudInit {
+	bool asked;
+	Timer *timer;
+	unsigned tries;
+} QemuCloudInit;
+
 typedef struct QemuVm QemuVm;
 typedef struct QemuDisks QemuDisks; /* disk.c */
 
@@ -132,6 +139,7 @@ struct QemuVm {
 	unsigned ip_try;
 	bool ip_asked; /* an answer is under way */
 	QmpSlot *ip_slot;
+	QemuCloudInit cloud_init;
 
 	/* Its memory, on the way to or from a file. */
 	struct QemuStream *stream;
@@ -232,6 +240,11 @@ json_t *qemu_keys(const char *word);
 void qemu_fail_questions(QemuVm *q);
 /* Find out and report where the display can be watched. */
 void qemu_report_vnc(QemuVm *q);
+
+/* cloudinit.c */
+void qemu_want_cloud_init(BackendVm *bv);
+/* The agent is another one, or is gone for good: begin afresh. */
+void qemu_cloud_init_reset(QemuVm *q);
 
 /* ip.c */
 void qemu_ip_start(QemuVm *q);

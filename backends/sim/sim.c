@@ -17,6 +17,7 @@
 #include "backends/sim/exec.h"
 #include "backends/sim/sim.h"
 #include "vmfs/err.h"
+#include "vmfs/images.h"
 #include "vmfs/loop.h"
 #include "vmfs/specval.h"
 
@@ -105,6 +106,8 @@ void sim_booted(SimVm *s)
 
 	s->boot = NULL;
 	set_agent(s, true);
+	if (s->base.spec->cloud_init.given)
+		backend_cloud_init(&s->base, "done");
 	if (ip)
 		(void)set_ips(s, ip, NULL);
 }
@@ -371,10 +374,25 @@ static bool is_eject(const Op *op)
 	return strchr(c->key, '.') && !spec_named(c->want, c->key);
 }
 
+static bool find_images(const Spec *spec, GError **err)
+{
+	for (guint i = 0; i < spec->disks->len; i++) {
+		const SpecDisk *d = spec->disks->pdata[i];
+
+		if (d->image && *d->image != '/' && !images_target(d->image))
+			return err_set(err, ENOENT,
+				       "disks.%s.image: there is no image '%s' in .vmfs/images any "
+				       "more",
+				       d->name, d->image);
+	}
+	return true;
+}
+
 static void run_op(BackendVm *bv, Op *op)
 {
 	SimVm *s = sim_from(bv);
 	Fault f = s->faults[op_kind(op)];
+	GError *e = NULL;
 	bool wait_for_guest = op_kind(op) == OP_STOP && s->ignore_stop;
 
 	op_on_cancel(op, op_cancelled, s);
@@ -389,6 +407,10 @@ static void run_op(BackendVm *bv, Op *op)
 				    "%s: the simulated guest does not let go of it; it stays "
 				    "attached",
 				    ((const SpecChange *)op_arg(op))->key));
+		return;
+	}
+	if (op_kind(op) == OP_START && !find_images(s->base.spec, &e)) {
+		op_fail(op, e);
 		return;
 	}
 	s->op = op;
@@ -457,6 +479,12 @@ static size_t console_write(BackendVm *bv, const char *data, size_t len)
 	return len;
 }
 
+/* The guest tells of it when it has booted or is ordered to. */
+static void want_cloud_init(BackendVm *bv)
+{
+	(void)bv;
+}
+
 static void probe(Backend *be)
 {
 	g_string_append(be->status, "note simulated machines, for tests; only used when named\n");
@@ -493,6 +521,14 @@ static bool cmdline(BackendVm *bv, GPtrArray *argv, GError **err)
 	g_ptr_array_add(argv, g_strdup(vm_name(bv->vm)));
 	g_ptr_array_add(argv, g_strdup_printf("cpus=%u", bv->spec->cpus));
 	g_ptr_array_add(argv, g_strdup_printf("memory=%" G_GUINT64_FORMAT, bv->spec->memory));
+	for (guint i = 0; i < bv->spec->disks->len; i++) {
+		const SpecDisk *d = bv->spec->disks->pdata[i];
+
+		g_ptr_array_add(argv, g_strdup_printf("disk=%s:%s", d->name,
+						      d->image	? d->image
+						      : d->file ? d->file
+								: ""));
+	}
 	return true;
 }
 
@@ -571,6 +607,10 @@ static bool guest_order(SimVm *s, const char *word, const char *rest, bool *know
 		return set_ips(s, rest, err);
 	else if (!strcmp(word, "agent"))
 		set_agent(s, !strcmp(rest, "up"));
+	else if (!strcmp(word, "cloud-init"))
+		backend_cloud_init(&s->base, !strcmp(rest, "done")    ? "done"
+					     : !strcmp(rest, "error") ? "error"
+								      : NULL);
 	else if (!strcmp(word, "poweroff"))
 		sim_gone(s, VM_STOPPED, "guest-shutdown", 0);
 	else if (!strcmp(word, "reboot"))
@@ -631,6 +671,7 @@ const BackendClass sim_class = {
 	.can_apply = can_apply,
 	.console_write = console_write,
 	.exec = &sim_exec,
+	.want_cloud_init = want_cloud_init,
 	.ask = { [ASK_SCREEN] = ask_screen, [ASK_STATS] = ask_stats, [ASK_KEYS] = ask_keys, [ASK_MONITOR] = ask_monitor },
 	.control = control,
 };
