@@ -101,6 +101,11 @@ typedef struct BackendClass {
 	void (*define)(BackendVm *bv, Spec *spec, BackendDone fn, void *arg);
 	void (*rename)(BackendVm *bv, const char *name, BackendDone fn, void *arg);
 	void (*undefine)(BackendVm *bv, BackendDone fn, void *arg);
+	/*
+	 * What its books say of the VM in their own words: text that lives until it changes
+	 * (EV_SPEC), or NULL. OP_REDEFINE takes another such text, a char * (op_arg()).
+	 */
+	const char *(*definition)(const BackendVm *bv);
 	/* Somebody reads the console. */
 	void (*want_console)(BackendVm *bv);
 	/*

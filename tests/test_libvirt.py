@@ -309,6 +309,25 @@ def test_spec_that_libvirt_refuses(lv, on):
     assert vm.spec == text and dumped(lv, "web") == before
 
 
+def test_domain_xml(lv, on):
+    """The whole XML is read and taken; another domain's is not."""
+    lv.define("web", memory=64, devices=KEPT)
+    fs = on()
+    vm = fs.vm("web")
+    xml = vm.read("domain.xml")
+    assert xml.splitlines() == dumped(lv, "web")
+    assert (vm / "domain.xml").stat().st_size == len(xml)
+    (lv.dir / "new.xml").write_text(xml.replace("'poweroff'", "'reset'").replace("65536", "98304"))
+    fs.sh(f"cp {lv.dir}/new.xml web/domain.xml")
+    until(lambda: "action='reset'" in vm.read("domain.xml"), "it is shown as it is now")
+    assert "memory: 96MiB\n" in vm.spec
+    before = dumped(lv, "web")
+    for bad in (xml.replace("<uuid>", "<uuid>0"), xml.replace(">web<", ">www<"), "<domain/>", "x"):
+        with fails(EINVAL):
+            vm.write("domain.xml", bad)
+    assert dumped(lv, "web") == before and lv.domains() == ["web"]
+
+
 def test_removing_what_vmfs_did_not_make(lv, on):
     lv.define("web", memory=64)
     vm = on().vm("web")

@@ -205,6 +205,40 @@ static bool have_exec(const NodeRef *r)
 	return exec_is_possible(r->vm);
 }
 
+static const char *definition_of(const NodeRef *r)
+{
+	const BackendVm *bv = r->vm->home.be ? r->vm->bv : NULL;
+
+	return bv && bv->be->cls->definition ? bv->be->cls->definition(bv) : NULL;
+}
+
+static bool have_definition(const NodeRef *r)
+{
+	return definition_of(r) != NULL;
+}
+
+static void show_definition(const NodeRef *r, GString *out)
+{
+	const char *text = definition_of(r);
+
+	if (text)
+		g_string_append(out, text);
+}
+
+static bool store_definition(const NodeRef *r, const char *data, size_t len, Op **op, GError **err)
+{
+	GError *e = NULL;
+
+	*op = NULL;
+	if (vm_order(r->vm, OP_REDEFINE, g_strndup(data, len), g_free, op, &e)) {
+		op_ref(*op);
+		return true;
+	}
+	vm_set_error(r->vm, "domain.xml", e);
+	g_propagate_error(err, e);
+	return false;
+}
+
 static bool have_sim(const NodeRef *r)
 {
 	const BackendClass *cls = class_of(r);
@@ -307,6 +341,9 @@ static const Node vm_rows[] = {
 	  .doc = "streams that answer once something is true" },
 	{ 110, "exec", S_IFDIR | 0775, .dir = &exec_dir, .present = have_exec,
 	  .doc = "commands in the guest: mkdir exec/j; echo 'uname -a' > exec/j/cmd; cat exec/j/stdout" },
+	{ 122, "domain.xml", REG(0660), .show = show_definition, .store = store_definition,
+	  .present = have_definition, .events = EV_SPEC,
+	  .doc = "libvirt VMs only: the domain's XML; write a whole one, in one write, to define it so" },
 	{ 25, "sim", REG(0660), .store = store_sim, .present = have_sim,
 	  .doc = "sim VMs only: write what the simulated guest and hypervisor are to do" },
 	{ 26, ".io", S_IFDIR | 0755, .dir = &io_dir, .hidden = true,

@@ -38,6 +38,7 @@ typedef enum OpKind {
 	OP_WAKE,
 	OP_UNDEFINE,
 	OP_UNMANAGE,
+	OP_REDEFINE,
 	OP_ADOPT,
 	OP_APPLY,
 	OP_EXEC,

@@ -34,6 +34,8 @@ const Verb verbs[] = {
 	  .doc = "libvirt: let it forget the machine; one that vmfs did not make is gone then, its disks are not" },
 	{ "unmanage", OP_UNMANAGE, ~S(UNKNOWN),             VM_STATE_MAX, VM_STATE_MAX, 10000,
 	  .doc = "libvirt: take the machine for one that vmfs did not make, so that rmdir does not undefine it" },
+	{ "redefine", OP_REDEFINE, ~S(UNKNOWN),             VM_STATE_MAX, VM_STATE_MAX, 10000,
+	  .silent = true, .doc = "let libvirt take another XML for it" },
 	{ "apply",  OP_APPLY,  S(RUNNING) | S(PAUSED),      VM_STATE_MAX, VM_STATE_MAX, 15000,
 	  .silent = true, .doc = "change what runs to what spec.yaml says" },
 	{ "exec",   OP_EXEC,   S(RUNNING),                  VM_STATE_MAX, VM_STATE_MAX, 20000,

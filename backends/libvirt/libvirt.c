@@ -226,6 +226,11 @@ static bool cmdline(BackendVm *bv, GPtrArray *argv, GError **err)
 	return true;
 }
 
+static const char *definition(const BackendVm *bv)
+{
+	return ((const LvVm *)bv)->xml;
+}
+
 static void unmanage(BackendVm *bv, Op *op)
 {
 	Vm *vm = bv->vm;
@@ -298,6 +303,7 @@ const BackendClass libvirt_class = {
 		[OP_WAKE] = lv_wake,
 		[OP_UNDEFINE] = lv_undefine_op,
 		[OP_UNMANAGE] = unmanage,
+		[OP_REDEFINE] = lv_redefine,
 		[OP_ADOPT] = adopt,
 	},
 	.ask = {
@@ -307,6 +313,7 @@ const BackendClass libvirt_class = {
 		[ASK_MONITOR] = lv_ask_monitor,
 	},
 	.console_write = lv_console_write,
+	.definition = definition,
 	.want_ip = want_ip,
 	.want_console = want_console,
 	.define = lv_define,

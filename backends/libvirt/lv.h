@@ -185,6 +185,7 @@ void lv_reboot(BackendVm *bv, Op *op);
 void lv_reset(BackendVm *bv, Op *op);
 void lv_undefine_op(BackendVm *bv, Op *op);
 void lv_sleep(BackendVm *bv, Op *op);
+void lv_redefine(BackendVm *bv, Op *op);
 void lv_wake(BackendVm *bv, Op *op);
 void lv_define(BackendVm *bv, Spec *spec, BackendDone fn, void *arg);
 void lv_rename(BackendVm *bv, const char *name, BackendDone fn, void *arg);

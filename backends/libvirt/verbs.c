@@ -532,6 +532,22 @@ void lv_define(BackendVm *bv, Spec *spec, BackendDone fn, void *arg)
 	order(bv, work_redefine, NULL, spec, fn, arg);
 }
 
+static bool work_xml(LvCall *c, GError **err)
+{
+	return lv_xml_is_of(c->xml, c->key, virDomainGetName(c->dom), err) &&
+	       define(c, c->xml, err);
+}
+
+void lv_redefine(BackendVm *bv, Op *op)
+{
+	LvCall *c = begin(lv_of(bv), op, work_xml, simple_done);
+
+	if (!c)
+		return;
+	c->xml = g_strdup(op_arg(op));
+	lv_call_send(c);
+}
+
 void lv_undefine_op(BackendVm *bv, Op *op)
 {
 	LvCall *c = begin(lv_of(bv), op, work_undefine, simple_done);

@@ -311,3 +311,20 @@ char **lv_xml_names(const char *xml, const char *kind)
 	xmlFreeDoc(doc);
 	return (char **)g_ptr_array_free(out, FALSE);
 }
+
+bool lv_xml_is_of(const char *xml, const char *key, const char *name, GError **err)
+{
+	xmlDoc *doc = xmltree_parse(xml, err);
+	g_autofree char *uuid = NULL, *called = NULL;
+
+	if (!doc)
+		return false;
+	uuid = xmltree_text(xmltree_find(xmlDocGetRootElement(doc), "uuid"));
+	called = xmltree_text(xmltree_find(xmlDocGetRootElement(doc), "name"));
+	xmlFreeDoc(doc);
+	if (!uuid || g_ascii_strcasecmp(uuid, key))
+		return err_set(err, EINVAL, "its <uuid> is not that of this domain, which is %s",
+			       key);
+	return !g_strcmp0(called, name) ||
+	       err_set(err, EINVAL, "its <name> is not '%s'; a machine is renamed with mv", name);
+}

@@ -10,6 +10,8 @@
 
 #include "vmfs/spec.h"
 
+/* Is it that of the domain `key`, which is called `name`? EINVAL: it is another's, or none's. */
+bool lv_xml_is_of(const char *xml, const char *key, const char *name, GError **err);
 /* What the document says, as text of a spec.yaml. EINVAL when it is no domain's. */
 char *lv_xml_spec(const char *xml, GError **err);
 

@@ -340,6 +340,7 @@ static void apply(SimVm *s, Op *op)
 	case OP_EXEC_SIGNAL:
 	case OP_UNDEFINE:
 	case OP_UNMANAGE:
+	case OP_REDEFINE:
 	case OP_NONE:
 	case OP_ADOPT:
 	case OP_MAX:
