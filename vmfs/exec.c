@@ -37,6 +37,15 @@ static const ExecClass *class_of(const Vm *vm)
 	return vm->bv ? vm->bv->be->cls->exec : NULL;
 }
 
+/* Of a job that runs: its backend is there for as long. */
+static const ExecClass *class_of_run(const ExecJob *job)
+{
+	const ExecClass *cls = class_of(job->vm);
+
+	g_assert(cls);
+	return cls;
+}
+
 bool exec_is_possible(Vm *vm)
 {
 	const Backend *be = vm->bv && vm_is_live(vm) ? vm->bv->be : backend_for(vm->spec, NULL);
@@ -168,7 +177,7 @@ static void forget(ExecJob *job)
 	Vm *vm = job->vm;
 
 	if (job->run)
-		class_of(vm)->forget(job);
+		class_of_run(job)->forget(job);
 	op_unref(job->op);
 	g_ptr_array_remove(exec_of(vm)->jobs, job);
 	job_free(job);
@@ -190,7 +199,7 @@ bool exec_remove(ExecJob *job, GError **err)
 		return false;
 	}
 	if (job->run)
-		class_of(vm)->drop(job);
+		class_of_run(job)->drop(job);
 	forget(job);
 	vm_changed(vm, EV_EXEC);
 	vm_save_run(vm);
@@ -212,7 +221,7 @@ bool exec_make_way(Vm *vm, GError **err)
 		ExecJob *job = vm->exec->jobs->pdata[i];
 
 		if (job->run)
-			class_of(vm)->drop(job);
+			class_of_run(job)->drop(job);
 	}
 	return true;
 }
@@ -422,7 +431,7 @@ ssize_t exec_read(ExecJob *job, ExecStream which, char *buf, size_t size)
 		return 0;
 	if (!job->run)
 		return job->phase == EXEC_ENDED ? 0 : -EAGAIN;
-	return class_of(job->vm)->read(job, which, buf, size);
+	return class_of_run(job)->read(job, which, buf, size);
 }
 
 bool exec_ready(ExecJob *job, ExecStream which)
@@ -431,7 +440,7 @@ bool exec_ready(ExecJob *job, ExecStream which)
 		return true;
 	if (!job->run)
 		return job->phase == EXEC_ENDED;
-	return class_of(job->vm)->ready(job, which);
+	return class_of_run(job)->ready(job, which);
 }
 
 ssize_t exec_write(ExecJob *job, const char *data, size_t len)
@@ -441,7 +450,7 @@ ssize_t exec_write(ExecJob *job, const char *data, size_t len)
 	if (!job || job->phase == EXEC_ENDED || job->input_closed)
 		return -EPIPE;
 	if (job->phase == EXEC_RUNNING) {
-		n = job->input->len ? 0 : class_of(job->vm)->write(job, data, len);
+		n = job->input->len ? 0 : class_of_run(job)->write(job, data, len);
 	} else {
 		n = MIN(len, EXEC_MAX_INPUT - job->input->len);
 		g_byte_array_append(job->input, (const guint8 *)data, (guint)n);

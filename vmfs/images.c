@@ -398,11 +398,17 @@ const HostAttr *images_attr(const NodeRef *r)
 
 void images_set_attr(const NodeRef *r, const HostAttr *attr, NodeDone done, void *arg)
 {
-	Change *c = change_new(by_number(r->sub), done, arg);
+	HostAttr *own = attr_of(r);
+	Change *c;
 
-	c->attr = attr_of(r);
-	c->old_attr = *c->attr;
-	*c->attr = *attr;
+	if (!own) {
+		done(arg, ESTALE);
+		return;
+	}
+	c = change_new(by_number(r->sub), done, arg);
+	c->attr = own;
+	c->old_attr = *own;
+	*own = *attr;
 	change(c);
 }
 
