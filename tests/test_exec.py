@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.util import exists, fails, get, until, wait_blocked
+from lib.util import deadline, exists, fails, get, until, wait_blocked
 
 # Names and limits
 
@@ -229,6 +229,22 @@ def test_leaves_nothing(guest_vm, fs):
         with guest_vm.job("echo hello") as job:
             assert job.out() == b"hello\n"
     assert fs.stored() == before
+
+
+@pytest.mark.qemu
+def test_port_is_taken_away(guest_vm, fs):
+    """The owner can do that in the monitor: its stream is at its end, and nothing turns in circles."""
+    vm = guest_vm
+    with vm.job("echo hello; exec sleep 1000") as job:
+        with open(job / "stdout", "rb", buffering=0) as out, open(vm / "monitor", "r+b", buffering=0) as m:
+            assert out.read(6) == b"hello\n"
+            m.write(b"device_del exec-1-out\n")
+            assert m.read(100) == b""
+            with deadline():
+                assert out.read(100) == b""
+        assert job.status == "running" and job.out() == b""
+        job.write("status", "signal 9")
+        until(lambda: job.status == "signal 9", "it is ended")
 
 
 @pytest.mark.qemu

@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -637,9 +638,18 @@ static void wait_for(QemuJob *j, ExecStream which)
 			j->fds[which], which == EXEC_STDIN ? UV_WRITABLE : UV_READABLE, on_fd, j);
 }
 
+/* QEMU, which holds both ends of it, has let go: somebody took the port away. */
+static bool is_cut_off(const QemuJob *j, ExecStream which)
+{
+	struct pollfd p = { .fd = j->fds[which] };
+
+	return poll(&p, 1, 0) == 1 && p.revents & POLLHUP;
+}
+
+/* When there is nothing to read. */
 static bool is_over(QemuJob *j, ExecStream which)
 {
-	if (j->fds[which] < 0)
+	if (j->fds[which] < 0 || is_cut_off(j, which))
 		return true;
 	if (has_ended(j))
 		settle(j);
