@@ -198,16 +198,15 @@ static bool thread_time(const QemuVm *q, json_int_t tid, uint64_t *ret)
 	return true;
 }
 
+/* No more than it has: each costs a look at a file. */
 static void add_cpus(Question *n, const json_t *cpus)
 {
+	const size_t count = MIN(json_array_size(cpus), n->q->base.spec->cpus);
 	uint64_t each, all = 0;
-	json_t *cpu;
-	size_t i;
 
-	add_counter(n, "cpu.count", json_array_size(cpus));
-	json_array_foreach(cpus, i, cpu)
-	{
-		const json_t *tid = json_object_get(cpu, "thread-id");
+	add_counter(n, "cpu.count", count);
+	for (size_t i = 0; i < count; i++) {
+		const json_t *tid = json_object_get(json_array_get(cpus, i), "thread-id");
 		g_autofree char *key = g_strdup_printf("cpu.%zu.time_us", i);
 
 		if (!json_is_integer(tid) || !thread_time(n->q, json_integer_value(tid), &each))
@@ -351,9 +350,6 @@ void qemu_ask_monitor(BackendVm *bv, Ask *a)
 
 /* ---- keys ---- */
 
-/* The names of keys (char *, a NULL after them) that QEMU knows; NULL: not asked yet. */
-static GPtrArray *key_names;
-
 static bool has_key(const json_t *names, const char *wanted)
 {
 	const json_t *name;
@@ -367,8 +363,11 @@ static bool has_key(const json_t *names, const char *wanted)
 	return false;
 }
 
-/* The schema hides the names of its types: it is the one that has such members. */
-static void learn_keys(const json_t *schema)
+/*
+ * The schema hides the names of its types: it is the one that has such members. What a machine's
+ * own QEMU says is good for that machine only.
+ */
+static void learn_keys(QemuVm *q, const json_t *schema)
 {
 	const json_t *type, *values, *name;
 	size_t i, j;
@@ -378,20 +377,20 @@ static void learn_keys(const json_t *schema)
 		values = json_object_get(type, "values");
 		if (!has_key(values, "ctrl_r") || !has_key(values, "kp_enter"))
 			continue;
-		key_names = g_ptr_array_new();
+		q->key_names = g_ptr_array_new_with_free_func(g_free);
 		json_array_foreach(values, j, name)
 		{
 			if (json_is_string(name))
-				g_ptr_array_add(key_names, g_strdup(json_string_value(name)));
+				g_ptr_array_add(q->key_names, g_strdup(json_string_value(name)));
 		}
-		g_ptr_array_add(key_names, NULL);
+		g_ptr_array_add(q->key_names, NULL);
 		return;
 	}
 }
 
-static bool check_keys(char **words, GError **err)
+static bool check_keys(const QemuVm *q, char **words, GError **err)
 {
-	const char *const *names = (const char *const *)key_names->pdata;
+	const char *const *names = (const char *const *)q->key_names->pdata;
 
 	for (unsigned i = 0; words[i]; i++) {
 		g_auto(GStrv) together = g_strsplit(words[i], "-", -1);
@@ -441,7 +440,7 @@ static void send_keys(Question *n)
 	g_auto(GStrv) words = g_strsplit(ask_text(n->ask), " ", -1);
 	GError *err = NULL;
 
-	if (!check_keys(words, &err)) {
+	if (!check_keys(n->q, words, &err)) {
 		question_end(n, NULL, err);
 		return;
 	}
@@ -460,9 +459,9 @@ static void schema_answered(void *arg, const json_t *result, const GError *err)
 	Question *n = arg;
 
 	n->slots[0] = NULL;
-	if (!key_names)
-		learn_keys(result);
-	if (key_names)
+	if (!n->q->key_names)
+		learn_keys(n->q, result);
+	if (n->q->key_names)
 		send_keys(n);
 	else
 		question_end(n, NULL,
@@ -479,7 +478,7 @@ void qemu_ask_keys(BackendVm *bv, Ask *a)
 		return;
 	}
 	n = question_new(bv, a);
-	if (n && key_names)
+	if (n && n->q->key_names)
 		send_keys(n);
 	else if (n)
 		n->slots[0] = qmp_execute(n->q->qmp, "query-qmp-schema", NULL, schema_answered, n);

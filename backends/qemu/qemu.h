@@ -150,7 +150,8 @@ struct QemuVm {
 	QmpSlot *op_slot;
 	Timer *op_timer;
 
-	GQueue questions; /* of ask.c */
+	GQueue questions;     /* of ask.c */
+	GPtrArray *key_names; /* likewise, a NULL after them; NULL: not asked yet */
 };
 
 static inline QemuVm *qemu_of(BackendVm *bv)
