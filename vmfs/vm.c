@@ -26,6 +26,7 @@
 
 #define MAX_FACTS 64
 #define MAX_IPS	  32
+#define MAX_ERROR 8192 /* bytes */
 
 /* Where a place in console.log is in the stream. */
 typedef struct ConsoleMark {
@@ -287,7 +288,13 @@ void vm_set_error(Vm *vm, const char *verb, const GError *e)
 		line = g_string_new(NULL);
 		events_time(line, vm_now());
 		g_string_append_printf(line, " %s %s: %s", verb, err_name(code), e->message);
-		/* One line, whatever a hypervisor put into its message. */
+		/* One line, and no book, whatever a hypervisor or a guest put into its message. */
+		if (line->len > MAX_ERROR) {
+			const char *end = line->str + MAX_ERROR + 1;
+
+			g_string_truncate(
+				line, (gsize)(g_utf8_find_prev_char(line->str, end) - line->str));
+		}
 		for (char *c = line->str; *c; c++)
 			if ((unsigned char)*c < ' ')
 				*c = ' ';
