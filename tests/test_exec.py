@@ -164,6 +164,17 @@ def test_restart_says_what_is_lost(fs, vm):
     (vm / "exec/another").mkdir()
 
 
+def test_numbers_are_not_used_again(fs, vm):
+    """What a job left in the VMM when the daemon was killed must not be in the way of the next."""
+    vm.do("start")
+    with vm.job() as job:
+        number = os.stat(job.dir).st_ino
+    fs.kill9()
+    fs.restart()
+    with vm.job() as job:
+        assert os.stat(job.dir).st_ino != number
+
+
 def test_writer_waits_for_the_command(vm):
     """As with a pipe; and it can be interrupted."""
     vm.do("start")

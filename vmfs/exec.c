@@ -552,6 +552,7 @@ static void adopt_job(Vm *vm, GKeyFile *run, const char *group, uint32_t number,
 void exec_adopt(Vm *vm, GKeyFile *run, bool live)
 {
 	g_auto(GStrv) groups = g_key_file_get_groups(run, NULL);
+	const guint64 last = g_key_file_get_uint64(run, "vm", "jobs", NULL);
 	unsigned number;
 
 	if (!class_of(vm))
@@ -560,7 +561,7 @@ void exec_adopt(Vm *vm, GKeyFile *run, bool live)
 		if (is_job_group(groups[i], &number) && exec_of(vm)->jobs->len < EXEC_MAX_JOBS &&
 		    !exec_after(vm, number - 1))
 			adopt_job(vm, run, groups[i], number, live);
-	if (vm->exec)
-		vm->exec->last =
-			(uint32_t)MIN(g_key_file_get_uint64(run, "vm", "jobs", NULL), MAX_NUMBER);
+	/* Also when no job is left: what they had in the VMM may be. */
+	if (vm->exec || last)
+		exec_of(vm)->last = (uint32_t)MIN(last, MAX_NUMBER);
 }
