@@ -111,7 +111,9 @@ class Libvirtd:
 
     def vmm(self, name):
         """The process id of a domain's QEMU."""
-        return int((self.run / "qemu" / f"{name}.pid").read_text())
+        path = self.run / "qemu" / f"{name}.pid"
+        until(lambda: path.exists() and path.read_text(), f"the pid of {name}")
+        return int(path.read_text())
 
     def clear(self):
         """Undefine all domains."""
