@@ -61,6 +61,8 @@ typedef struct BackendClass {
 	void (*probe)(Backend *be);
 	/* Pure: can this spec be run? EINVAL or EOPNOTSUPP with the key in the sentence. */
 	bool (*check)(Backend *be, const Spec *spec, GError **err);
+	/* Pure: this key of the spec leaves it to the backend, so that nothing differs from it. */
+	bool (*is_open)(const Spec *want, const char *key);
 	/* Pure: the command line that a start would run. Spawns nothing, reads no file. */
 	bool (*cmdline)(BackendVm *bv, GPtrArray *argv, GError **err);
 	/* The VM goes from memory (removed, or the daemon ends): drop all watches. What runs goes

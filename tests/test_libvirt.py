@@ -309,6 +309,23 @@ def test_spec_that_libvirt_refuses(lv, on):
     assert vm.spec == text and dumped(lv, "web") == before
 
 
+def test_pending_is_what_differs_and_no_more(lv, on, guest):
+    """A MAC address that was left to vmfs, and the blanks of a command line, are no difference."""
+    fs = on()
+    text = ("backend: libvirt\nmemory: 128MiB\nboot: {kernel: %s, cmdline: \"quiet \"}\n"
+            "nics: {eth0: {network: user}}\n" % guest.kernel)
+    vm = fs.vm("web", text)
+    vm.do("start")
+    seen = watch(fs, vm / "spec.yaml")
+    for memory in (80, 96):  # the second look is after all that the first has set off
+        vm.write("spec.yaml", text.replace("128MiB", f"{memory}MiB"))
+        assert vm.read("pending") == "memory\n"
+        seen.expect("MODIFY|CLOSE_WRITE")
+    until(lambda: "98304" in vm.read("domain.xml"), "libvirt's own has been looked at")
+    assert vm.read("pending") == "memory\n"
+    assert vm.spec == text.replace("128MiB", "96MiB")
+
+
 def test_domain_xml(lv, on):
     """The whole XML is read and taken; another domain's is not."""
     lv.define("web", memory=64, devices=KEPT)

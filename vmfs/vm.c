@@ -309,9 +309,16 @@ void vm_set_error(Vm *vm, const char *verb, const GError *e)
 
 GPtrArray *vm_pending(const Vm *vm)
 {
+	const BackendClass *cls = vm->bv ? vm->bv->be->cls : NULL;
+	GPtrArray *keys;
+
 	if (!vm->bv || !(vm_is_live(vm) || vm_is_asleep(vm)))
 		return g_ptr_array_new();
-	return spec_diff(vm->spec, vm->bv->spec);
+	keys = spec_diff(vm->spec, vm->bv->spec);
+	for (unsigned i = keys->len; cls->is_open && i--;)
+		if (cls->is_open(vm->spec, keys->pdata[i]))
+			g_ptr_array_remove_index(keys, i);
+	return keys;
 }
 
 void vm_set_spec(Vm *vm, Spec *spec)

@@ -86,21 +86,28 @@ void lv_settle(LvVm *lv)
 	connect_to_host(lv);
 }
 
+/* A key that differs, but where the user left it to us, or XML cannot say it. */
+static bool is_open(const Spec *user, const char *key)
+{
+	g_autofree char *object = NULL;
+	const SpecNic *nic = NULL;
+
+	if (g_str_has_prefix(key, "nics.") && g_str_has_suffix(key, ".mac")) {
+		object = g_strndup(key, strlen(key) - strlen(".mac"));
+		nic = spec_named(user, object);
+	}
+	return lv_xml_lacks(key) || (!strcmp(key, "accel") && user->accel == ACCEL_AUTO) ||
+	       (nic && !nic->mac);
+}
+
 /* Nothing that both can say is different. */
 static bool says_the_same(const Spec *user, const Spec *xml)
 {
 	g_autoptr(GPtrArray) diff = spec_diff(user, xml);
 
-	for (unsigned i = 0; i < diff->len; i++) {
-		const char *key = diff->pdata[i];
-		const SpecNic *nic = g_str_has_prefix(key, "nics.") ? spec_named(user, key) : NULL;
-
-		/* What the user left to us is as XML has it. */
-		if (lv_xml_lacks(key) || (!strcmp(key, "accel") && user->accel == ACCEL_AUTO) ||
-		    (nic && !nic->mac && g_str_has_suffix(key, ".mac")))
-			continue;
-		return false;
-	}
+	for (unsigned i = 0; i < diff->len; i++)
+		if (!is_open(user, diff->pdata[i]))
+			return false;
 	return true;
 }
 
@@ -151,14 +158,7 @@ void lv_runs(LvVm *lv, Spec *spec, bool agent)
 
 	if (vm->pushed != VM_RUNNING && vm->pushed != VM_PAUSED)
 		return;
-	if (says_the_same(vm->spec, spec)) {
-		backend_spec(&lv->base, vm->spec);
-	} else {
-		Spec *joined = join(spec, vm->spec);
-
-		backend_spec(&lv->base, joined);
-		spec_unref(joined);
-	}
+	backend_spec(&lv->base, spec);
 	if (agent && !vm->agent)
 		lv_agent(lv, true);
 	else if (!vm->ips)
@@ -289,6 +289,7 @@ const BackendClass libvirt_class = {
 	.vm_size = sizeof(LvVm),
 	.probe = probe,
 	.check = check,
+	.is_open = is_open,
 	.cmdline = cmdline,
 	.fini = fini,
 	.op = {

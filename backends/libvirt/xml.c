@@ -64,7 +64,7 @@ bool xmltree_attr_is(const xmlNode *n, const char *name, const char *value)
 char *xmltree_text(const xmlNode *n)
 {
 	xmlChar *value = n ? xmlNodeGetContent(n) : NULL;
-	char *copy = value ? g_strstrip(g_strdup((char *)value)) : NULL;
+	char *copy = g_strdup((char *)value);
 
 	xmlFree(value);
 	return copy;

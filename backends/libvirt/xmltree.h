@@ -16,6 +16,7 @@ xmlNode *xmltree_next(xmlNode *after, const char *name);
 xmlNode *xmltree_find(xmlNode *from, const char *path);
 char *xmltree_attr(const xmlNode *n, const char *name);
 bool xmltree_attr_is(const xmlNode *n, const char *name, const char *value);
+/* As it is, blanks and all. */
 char *xmltree_text(const xmlNode *n);
 
 /* What a disk or the index'th interface is called in a spec. */
