@@ -16,6 +16,7 @@
 #include "vmfs/op.h"
 #include "vmfs/spec.h"
 
+typedef struct Snapshot Snapshot; /* vmfs/snapshot.h */
 typedef struct Backend Backend;
 typedef struct BackendVm BackendVm;
 typedef struct Host Host;
@@ -210,6 +211,18 @@ SavedNote *vm_set_saved(Vm *vm, VmSaved saved, void (*done)(void *arg, const GEr
 			void *arg);
 /* Clears *note, which may be NULL. */
 void vm_saved_forget(SavedNote **note);
+
+/*
+ * What OP_SNAPSHOT is to make and OP_RESTORE to go back to, their op_arg(): a directory (savedir.h)
+ * in the VM's data directory. OP_SNAPSHOT makes, fills and seals it; it calls op_accept() as soon
+ * as the moment is fixed and the guest goes on. What is left by one that fails is removed by the
+ * core.
+ */
+const char *snapshot_dir(const Snapshot *s);
+const char *snapshot_name(const Snapshot *s);
+unsigned snapshot_number(const Snapshot *s);
+/* The machine ran when it was taken. */
+bool snapshot_has_memory(const Snapshot *s);
 
 /* What vm.h has for backends as well. */
 const char *vm_state_name(VmState state);

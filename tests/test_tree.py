@@ -29,10 +29,9 @@ FILES = {
     "events": "link",
     "wait": "link",
 }
-DIRS = {"exec", "disks", "nics", "shares"}
+DIRS = {"snapshots", "exec", "disks", "nics", "shares"}
 STREAMS = {"console": "rw", "events": "r"}
-# asleep: not on every backend
-WAITS = {"stopped", "running", "paused", "crashed", "ip", "agent", "cloud-init"}
+WAITS = {"asleep", "snapshots", "stopped", "running", "paused", "crashed", "ip", "agent", "cloud-init"}
 HOST_FILES = ["version", "help", "backends/sim/status", "backends/qemu/status",
               "hosts/local/status", "hosts/local/node"]
 READ, WRITE = 0o444, 0o222
@@ -70,7 +69,7 @@ def test_streams_are_behind_links(vm):
     for name, kind in STREAMS.items():
         mode = (vm / ".io" / name).lstat().st_mode
         assert stat.S_ISREG(mode) and access(mode) == kind
-    assert set(os.listdir(vm / "wait")) - {"asleep"} == WAITS
+    assert set(os.listdir(vm / "wait")) == WAITS
     for name in WAITS:
         assert access((vm / "wait" / name).stat().st_mode) == "r"
 

@@ -12,6 +12,7 @@
 #include "vmfs/exec.h"
 #include "vmfs/log.h"
 #include "vmfs/registry.h"
+#include "vmfs/snapshot.h"
 #include "vmfs/store.h"
 #include "vmfs/vm.h"
 
@@ -23,6 +24,7 @@ typedef struct Command {
 	const Verb *verb;
 	VmState noun; /* VM_STATE_MAX: none */
 	bool has_seconds;
+	char *word; /* the verb's argument */
 	uint64_t seconds_ms;
 } Command;
 
@@ -66,6 +68,12 @@ static bool parse_words(char **words, Command *c, GError **err)
 	}
 	if (n == 2 && c->verb && c->verb->seconds)
 		return parse_seconds(words[1], c, err);
+	if (n == 2 && c->verb && c->verb->word) {
+		c->word = g_strdup(words[1]);
+		return true;
+	}
+	if (c->verb && c->verb->word)
+		return err_set(err, EINVAL, "'%s' takes the name of a snapshot", words[0]);
 	if (n > 1)
 		return err_set(err, EINVAL, "'%s' takes %s", words[0],
 			       c->verb && c->verb->seconds ? "one number of seconds"
@@ -351,6 +359,7 @@ bool vm_command(Vm *vm, const char *text, size_t len, Op **op, GError **err)
 	Command c = { 0 };
 	GError *e = NULL;
 	bool done = false, ok;
+	void *arg = NULL;
 	uint64_t ms;
 
 	*op = NULL;
@@ -363,12 +372,17 @@ bool vm_command(Vm *vm, const char *text, size_t len, Op **op, GError **err)
 	}
 	if (ok && !c.verb && !done)
 		c.verb = verb_for_noun(vm, c.noun, op, &done);
+	if (ok && !done && c.verb->kind == OP_RESTORE) {
+		arg = snapshot_ready(vm, c.word, &e);
+		ok = arg != NULL;
+	}
 	if (ok && !done) {
 		ms = c.has_seconds ? c.seconds_ms : vm->spec->stop_timeout_ms;
-		ok = start_verb(vm, c.verb, ms, NULL, NULL, op, &e);
+		ok = start_verb(vm, c.verb, ms, arg, NULL, op, &e);
 		if (ok && c.verb->kind == OP_START)
 			lifetime_started(vm);
 	}
+	g_free(c.word);
 	if (*op)
 		op_ref(*op);
 	else if (ok)

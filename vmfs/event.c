@@ -4,6 +4,7 @@
  * watching costs nothing.
  */
 #include "vmfs/event.h"
+#include "vmfs/snapshot.h"
 
 #include <string.h>
 #include <time.h>
@@ -73,6 +74,11 @@ static void value_rejected(const Vm *vm, GString *out)
 	g_string_append(out, vm->rejected ? "yes" : "no");
 }
 
+static void value_snapshots(const Vm *vm, GString *out)
+{
+	snapshot_list(vm, out);
+}
+
 static void value_spec(const Vm *vm, GString *out)
 {
 	(void)vm;
@@ -91,6 +97,7 @@ static const struct {
 	{ EV_OPERATION, "operation", value_operation, false },
 	{ EV_REASON, "reason", value_reason, true },
 	{ EV_STATE, "state", value_state, true },
+	{ EV_SNAPSHOT, "snapshots", value_snapshots, true },
 	{ EV_PID, "pid", value_pid, true },
 	{ EV_AGENT, "agent", value_agent, true },
 	{ EV_IP, "ip", value_ip, true },

@@ -127,6 +127,7 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	struct fuse_open_out out = { 0 };
 	NodeRef r;
 	Handle *h;
+	int err;
 
 	if (!fs_ref(req, ino, &r))
 		return;
@@ -143,6 +144,11 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fs_keep_handle(h);
 		fs_keep_document(h);
 	}
+	if (r.node->file && (err = fs_open_blob(h))) {
+		g_hash_table_remove(handles, &h->fh);
+		fuse_reply_err(req, err);
+		return;
+	}
 	out.fh = h->fh;
 	out.open_flags = open_flags(r.node, fi->flags);
 	if (r.node->ask) {
@@ -154,17 +160,101 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		g_hash_table_remove(handles, &h->fh);
 }
 
+/* A request that waits for a directory's slot to have made a file. */
+typedef struct Creation {
+	Parked parked;
+	NodeRef dir; /* holds a reference to the VM */
+	char *name;
+	int flags;
+	bool over; /* answered, because its caller was hit by a signal */
+} Creation;
+
+static void reply_created(fuse_req_t req, const NodeRef *r, struct fuse_file_info *fi)
+{
+	struct fuse_entry_param e;
+	Handle *h = handle_new(r, fi->flags);
+	int err = h ? 0 : ENFILE;
+
+	if (h && r->node->file)
+		err = fs_open_blob(h);
+	if (err) {
+		fuse_reply_err(req, err);
+		if (h)
+			fs_handle_close(h);
+		return;
+	}
+	if (r->node->document) {
+		h->doc = g_byte_array_new();
+		h->truncated = true;
+		fs_keep_handle(h);
+		fs_keep_document(h);
+	}
+	fs_fill_entry(r, &e);
+	fi->fh = h->fh;
+	fi->direct_io = 1;
+	if (fuse_reply_create(req, &e, fi))
+		fs_handle_close(h);
+}
+
+static void created(void *arg, int err)
+{
+	Creation *c = arg;
+	struct fuse_file_info fi = { .flags = c->flags };
+	NodeRef r;
+
+	if (!c->over) {
+		fuse_req_t req = fs_unpark(&c->parked);
+
+		if (err)
+			fuse_reply_err(req, err);
+		else if (node_lookup(&c->dir, c->name, &r))
+			reply_created(req, &r, &fi);
+		else
+			fuse_reply_err(req, ENOENT);
+	}
+	vm_unref(c->dir.vm);
+	g_free(c->name);
+	g_free(c);
+}
+
+static void creation_ended(Parked *parked, int err)
+{
+	Creation *c = (Creation *)parked;
+
+	fuse_reply_err(fs_unpark(parked), err);
+	c->over = true;
+}
+
+static void create_object(fuse_req_t req, const NodeRef *dir, const char *name, int flags)
+{
+	Creation *c = g_new0(Creation, 1);
+	Caller who;
+	int err;
+
+	c->dir = *dir;
+	vm_ref(dir->vm);
+	c->name = g_strdup(name);
+	c->flags = flags;
+	fs_caller(req, &who);
+	fs_park(&c->parked, req, creation_ended);
+	err = dir->node->dir->create(dir, name, &who, created, c);
+	if (err)
+		created(c, err);
+}
+
 void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 	       struct fuse_file_info *fi)
 {
 	const struct fuse_ctx *ctx = fuse_req_ctx(req);
-	struct fuse_entry_param e;
 	NodeRef dir, r = { 0 };
-	Handle *h;
 	int err = 0;
 
 	if (!fs_ref_dir(req, parent, &dir))
 		return;
+	if (dir.node->dir->create && !node_lookup(&dir, name, &r)) {
+		create_object(req, &dir, name, fi->flags);
+		return;
+	}
 	if (dir.node != root_node.dir->child) {
 		fuse_reply_err(req, EPERM);
 		return;
@@ -186,22 +276,7 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 	}
 	if (r.node->document)
 		fs_spec_here(r.vm);
-	h = handle_new(&r, fi->flags);
-	if (!h) {
-		fuse_reply_err(req, ENFILE);
-		return;
-	}
-	if (r.node->document) {
-		h->doc = g_byte_array_new();
-		h->truncated = true;
-		fs_keep_handle(h);
-		fs_keep_document(h);
-	}
-	fs_fill_entry(&r, &e);
-	fi->fh = h->fh;
-	fi->direct_io = 1;
-	if (fuse_reply_create(req, &e, fi))
-		g_hash_table_remove(handles, &h->fh);
+	reply_created(req, &r, fi);
 }
 
 /* ---- read ---- */
@@ -241,29 +316,6 @@ static void read_document(fuse_req_t req, const Handle *h, size_t size, off_t of
 		fs_reply_slice(req, (const char *)h->doc->data, h->doc->len, off, size);
 	else
 		fs_reply_slice(req, text, len, off, size);
-}
-
-static void read_file(fuse_req_t req, const Handle *h, size_t size, off_t off)
-{
-	int fd = h->ref.node->file(&h->ref);
-	g_autofree char *buf = NULL;
-	ssize_t n;
-
-	if (fd < 0) {
-		/* Not there before the first start. */
-		if (errno == ENOENT)
-			fuse_reply_buf(req, NULL, 0);
-		else
-			fuse_reply_err(req, errno);
-		return;
-	}
-	buf = g_malloc(size);
-	n = pread(fd, buf, size, off);
-	if (n < 0)
-		fuse_reply_err(req, errno);
-	else
-		fuse_reply_buf(req, buf, (size_t)n);
-	close(fd);
 }
 
 typedef struct ParkedRead {
@@ -350,7 +402,7 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
 	} else if (n->show) {
 		read_shown(req, h, size, off);
 	} else if (n->file) {
-		read_file(req, h, size, off);
+		fs_read_blob(req, h, size, off);
 	} else if (n->scratch) {
 		const Scratch *f = scratch_by_number(h->ref.vm, h->ref.sub);
 

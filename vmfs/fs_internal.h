@@ -75,7 +75,8 @@ typedef struct Handle {
 	bool unread;	 /* of the answer nothing has been read */
 	GByteArray *doc; /* of a document: what is being written; NULL: nothing yet */
 	bool dirty, truncated, refused;
-	Op *op; /* of a command: accepted, and not yet waited for */
+	bool editing; /* a file that is written */
+	Op *op;	      /* of a command: accepted, and not yet waited for */
 	WaitEntry poll;
 	uint64_t kh; /* by which the kernel knows who polls it; 0: nobody */
 } Handle;
@@ -109,6 +110,14 @@ void fs_notify_poll(uint64_t kh);
 /* fs_ask.c */
 void fs_open_asked(fuse_req_t req, Handle *h, const struct fuse_open_out *out);
 void fs_read_asked(fuse_req_t req, Handle *h, size_t size, off_t off);
+
+/* fs_blob.c */
+void fs_read_blob(fuse_req_t req, Handle *h, size_t size, off_t off);
+void fs_write_blob(fuse_req_t req, Handle *h, const char *buf, size_t size, off_t off);
+/* 0 or an errno. */
+int fs_open_blob(Handle *h);
+int fs_truncate_blob(const NodeRef *r, off_t size);
+void fs_close_blob(Handle *h);
 
 /* fs_write.c */
 void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,

@@ -241,6 +241,8 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int valid,
 			return;
 		} else if (r.node->scratch) {
 			err = scratch_truncate(scratch_by_number(r.vm, r.sub), size);
+		} else if (r.node->edit) {
+			err = fs_truncate_blob(&r, attr->st_size);
 		}
 	}
 	if (err)

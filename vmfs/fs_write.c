@@ -440,6 +440,8 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
 		write_document(req, h, buf, size, off);
 	else if (n->scratch)
 		write_scratch(req, h, buf, size, off);
+	else if (n->edit)
+		fs_write_blob(req, h, buf, size, off);
 	else if (n->store)
 		write_command(req, h, buf, size);
 	else
@@ -482,6 +484,8 @@ void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		commit(req, h, release_answer, document_request(req, h, 0));
 		return;
 	}
+	if (h)
+		fs_close_blob(h);
 	if (h)
 		fs_handle_close(h);
 	fuse_reply_err(req, 0);

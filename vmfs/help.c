@@ -59,6 +59,11 @@ static const Verb *first_word(const Verb *v)
 	return v;
 }
 
+static const char *argument(const Verb *v)
+{
+	return v->seconds ? " [SECONDS]" : v->word ? " SNAPSHOT" : "";
+}
+
 void node_help(GString *out)
 {
 	g_string_append(out, "FILES\n");
@@ -66,7 +71,7 @@ void node_help(GString *out)
 	g_string_append(out, "\nVERBS, written to NAME/state\n");
 	for (const Verb *v = first_word(verbs); v->name; v = first_word(v + 1))
 		g_string_append_printf(out, "%s%-*s %s\n", v->name, (int)(16 - strlen(v->name)),
-				       v->seconds ? " [SECONDS]" : "", v->doc);
+				       argument(v), v->doc);
 	g_string_append(out, "running, stopped, paused, asleep: make it so; done at once if it is\n"
 			     "\nKEYS of NAME/spec.yaml\n");
 	spec_help(out);
@@ -97,7 +102,7 @@ void node_man(GString *out)
 	walk(&root_node, "/", man_row, out);
 	g_string_append(out, "# VERBS\n\nOne write to _NAME/state_ is one command.\n\n");
 	for (const Verb *v = first_word(verbs); v->name; v = first_word(v + 1)) {
-		g_string_append_printf(out, "*%s*%s\n\t", v->name, v->seconds ? " [SECONDS]" : "");
+		g_string_append_printf(out, "*%s*%s\n\t", v->name, argument(v));
 		man_text(v->doc, out);
 		g_string_append(out, "\n\n");
 	}
@@ -135,8 +140,7 @@ void node_markdown(GString *out)
 	walk(&root_node, "/", markdown_row, out);
 	g_string_append(out, "<!-- verbs -->\n| written to `state` | |\n|---|---|\n");
 	for (const Verb *v = first_word(verbs); v->name; v = first_word(v + 1))
-		g_string_append_printf(out, "| `%s%s` | %s |\n", v->name,
-				       v->seconds ? " [SECONDS]" : "", v->doc);
+		g_string_append_printf(out, "| `%s%s` | %s |\n", v->name, argument(v), v->doc);
 	g_string_append(
 		out,
 		"| `running`, `stopped`, `paused`, `asleep` | make it so; done at once if it is |\n"

@@ -59,6 +59,9 @@ typedef struct StreamClass {
 /* How a change of the tree ended: 0 or an errno. */
 typedef void (*NodeDone)(void *arg, int err);
 
+/* What is done to a file that is written; err (0 or an errno) is that of a write. */
+typedef enum NodeEdit { EDIT_OPENED, EDIT_WROTE, EDIT_CLOSED } NodeEdit;
+
 struct Node {
 	uint8_t id; /* for good: in inode numbers and stored attributes */
 	const char *name;
@@ -73,7 +76,11 @@ struct Node {
 		const NodeRef *r);     /* target that is found out when it is asked for; or NULL */
 	bool lazy;		       /* asking for its target makes it: lstat(2) does not */
 	int (*file)(const NodeRef *r); /* a descriptor of the file behind it; -1 and errno */
-	AskKind ask;		       /* what the hypervisor says when it is opened */
+	/* Comes with file, where it can be written to: the same for writing; and what is then told.
+	 */
+	int (*edit)(const NodeRef *r);
+	void (*edited)(const NodeRef *r, NodeEdit what, int err);
+	AskKind ask;			  /* what the hypervisor says when it is opened */
 	size_t (*size)(const NodeRef *r); /* comes with show, where it is cheaper; or NULL */
 	bool document;			  /* spec.yaml: taken as a whole on close */
 	bool scratch;			  /* an editor's file */
@@ -112,6 +119,8 @@ struct Dir {
 		    NodeDone done, void *arg); /* mkdir(2) */
 	int (*link)(const NodeRef *dir, const char *name, const char *target, const Caller *who,
 		    NodeDone done, void *arg); /* symlink(2) */
+	int (*create)(const NodeRef *dir, const char *name, const Caller *who, NodeDone done,
+		      void *arg); /* open(2) of a file that is not there */
 	/* rmdir(2) or unlink(2), as the kind of the object is */
 	int (*drop)(const NodeRef *r, const Caller *who, NodeDone done, void *arg);
 	/* To another name in the same directory. An object of that name may exist. */
@@ -153,5 +162,7 @@ extern const Dir hosts_dir; /* nodes_hosts.c */
 #define ATTACH_ROWS 140
 extern const Dir disks_dir, nics_dir, shares_dir;
 extern const Dir exec_dir, exec_io_dir;
+extern const Dir snapshots_dir; /* nodes_snapshot.c */
+bool snapshots_present(const NodeRef *r);
 extern const Node host_rows[];
 extern const StreamClass events_all_stream;

@@ -7,6 +7,7 @@
 #include "vmfs/monitor.h"
 #include "vmfs/node.h"
 #include "vmfs/registry.h"
+#include "vmfs/snapshot.h"
 
 /* What is told before all else, in pieces as small as the reader wants them. */
 static size_t read_first(Reader *reader, char *buf, size_t size)
@@ -161,6 +162,8 @@ static bool is_true(const NodeRef *r)
 		return vm->agent;
 	if (!strcmp(r->node->name, "cloud-init"))
 		return vm->cloud_init != NULL;
+	if (!strcmp(r->node->name, "snapshots"))
+		return !snapshot_any_taking(vm);
 	return !strcmp(r->node->name, vm_state_name(vm->state));
 }
 
@@ -231,6 +234,7 @@ static const Node wait_rows[] = {
 	{ 31, "stopped", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is stopped" },
 	{ 32, "paused", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is paused" },
 	{ 33, "crashed", STREAM(0444), .stream = &wait_stream, .doc = "answers when it has crashed" },
+	{ 165, "snapshots", STREAM(0444), .stream = &wait_stream, .doc = "answers when no snapshot is being taken" },
 	{ 160, "asleep", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is asleep" },
 	{ 34, "ip", STREAM(0444), .stream = &wait_stream, .doc = "answers with the addresses when one is known" },
 	{ 35, "agent", STREAM(0444), .stream = &wait_stream, .doc = "answers when the guest agent is there" },

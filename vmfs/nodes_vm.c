@@ -12,6 +12,7 @@
 #include "vmfs/keys.h"
 #include "vmfs/node.h"
 #include "vmfs/scratch.h"
+#include "vmfs/snapshot.h"
 #include "vmfs/tty.h"
 
 static void show_state(const NodeRef *r, GString *out)
@@ -94,6 +95,7 @@ static void show_status(const NodeRef *r, GString *out)
 		if (op_percent(vm->op) >= 0)
 			g_string_append_printf(out, "progress %d\n", op_percent(vm->op));
 	}
+	snapshot_status(vm, out);
 	show_exit(vm, out);
 	lifetime_show(vm, out);
 	for (unsigned i = 0; vm->facts && i < vm->facts->len; i++)
@@ -303,8 +305,8 @@ static const Node vm_rows[] = {
 	{ 13, "pending", REG(0444), .exact = true, .show = show_pending, .events = EV_PENDING | EV_SPEC | EV_STATE,
 	  .doc = "keys of spec.yaml that the running VM does not have yet; empty when they agree" },
 	{ 14, "status", REG(0444), .show = show_status,
-	  .events = EV_STATE | EV_REASON | EV_PID | EV_OPERATION | EV_FACTS,
-	  .doc = "'key value' lines: state, reason, since, backend, host, pid, operation, progress, exit, restarts, restart, expires, ports" },
+	  .events = EV_STATE | EV_REASON | EV_PID | EV_OPERATION | EV_FACTS | EV_SNAPSHOT,
+	  .doc = "'key value' lines: state, reason, since, backend, host, pid, operation, progress, exit, restarts, restart, expires, snapshots, ports" },
 	{ 15, "error", REG(0444), .exact = true, .show = show_error, .events = EV_ERROR,
 	  .doc = "the last failure: time, verb, errno and a sentence; empty after a success" },
 	{ 18, "ip", REG(0444), .exact = true, .show = show_ip, .events = EV_IP,
@@ -346,6 +348,8 @@ static const Node vm_rows[] = {
 	  .doc = "libvirt VMs only: the domain's XML; write a whole one, in one write, to define it so" },
 	{ 25, "sim", REG(0660), .store = store_sim, .present = have_sim,
 	  .doc = "sim VMs only: write what the simulated guest and hypervisor are to do" },
+	{ 161, "snapshots", S_IFDIR | 0770, .dir = &snapshots_dir, .present = snapshots_present,
+	  .doc = "snapshots of memory, devices and disks; 'restore NAME' goes back to one" },
 	{ 26, ".io", S_IFDIR | 0755, .dir = &io_dir, .hidden = true,
 	  .doc = "where the streams are; not listed, so that recursive tools do not block on them" },
 	{ 0 },

@@ -39,6 +39,8 @@ typedef enum OpKind {
 	OP_UNDEFINE,
 	OP_UNMANAGE,
 	OP_REDEFINE,
+	OP_SNAPSHOT,
+	OP_RESTORE,
 	OP_ADOPT,
 	OP_APPLY,
 	OP_EXEC,
@@ -53,9 +55,10 @@ typedef struct Verb {
 	unsigned from;	       /* mask of 1 << VmState it is legal in */
 	VmState during, after; /* VM_STATE_MAX: unchanged */
 	uint64_t deadline_ms;
-	bool seconds; /* takes an optional number of seconds */
-	bool preempt; /* cancels the op that runs and goes first */
-	bool silent;  /* not a word for `state`: ordered by other files */
+	bool seconds;	  /* takes an optional number of seconds */
+	const char *word; /* takes the name of one of these; NULL: does not */
+	bool preempt;	  /* cancels the op that runs and goes first */
+	bool silent;	  /* not a word for `state`: ordered by other files */
 	const char *doc;
 } Verb;
 

@@ -8,9 +8,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <openssl/evp.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -236,9 +238,11 @@ int savedir_create(int dir, const char *name, uid_t uid, gid_t gid, GError **err
 	return fd;
 }
 
-int savedir_open_file(int dir, const char *name, GError **err)
+int savedir_open_file(int dir, const char *name, bool write, GError **err)
 {
-	const int fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+	const int fd = openat(dir, name,
+			      (write ? O_RDWR : O_RDONLY) | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY |
+				      O_CLOEXEC);
 	struct stat st;
 
 	if (fd < 0) {
@@ -287,7 +291,7 @@ bool savedir_put(int dir, const char *name, GBytes *data, uid_t uid, gid_t gid, 
 
 GBytes *savedir_get(int dir, const char *name, size_t max, GError **err)
 {
-	const int fd = savedir_open_file(dir, name, err);
+	const int fd = savedir_open_file(dir, name, false, err);
 	g_autofree char *buf = NULL;
 	size_t len = 0;
 	ssize_t n = 0;
@@ -306,7 +310,58 @@ GBytes *savedir_get(int dir, const char *name, size_t max, GError **err)
 	return g_bytes_new_take(g_steal_pointer(&buf), len);
 }
 
-void savedir_remove(const char *path)
+static Manifest *read_manifest(int dir, GError **err)
+{
+	g_autoptr(GBytes) text = savedir_get(dir, SAVEDIR_MANIFEST, SAVEDIR_MAX_MANIFEST, err);
+
+	return text ? manifest_parse(g_bytes_get_data(text, NULL), g_bytes_get_size(text), err)
+		    : NULL;
+}
+
+static Spec *read_spec(int dir, const char *backend, GError **err)
+{
+	g_autoptr(Manifest) m = read_manifest(dir, err);
+	g_autoptr(GBytes) text = NULL;
+	const char *made_by;
+
+	if (!m)
+		return NULL;
+	made_by = manifest_fact(m, "backend");
+	if (g_strcmp0(made_by, backend)) {
+		(void)err_set(err, EINVAL, "it was made by backend '%.20s', and this is '%s'",
+			      made_by ? made_by : "?", backend);
+		return NULL;
+	}
+	text = savedir_get(dir, SAVEDIR_SPEC, SAVEDIR_MAX_SPEC, err);
+	return text ? spec_restore(g_bytes_get_data(text, NULL), g_bytes_get_size(text), err)
+		    : NULL;
+}
+
+Spec *savedir_spec(const char *path, const char *backend, GError **err)
+{
+	const int dir = savedir_open(path, err);
+	Spec *spec;
+
+	if (dir < 0)
+		return NULL;
+	spec = read_spec(dir, backend, err);
+	close(dir);
+	return spec;
+}
+
+char *savedir_fact(const char *path, const char *key)
+{
+	const int dir = savedir_open(path, NULL);
+	g_autoptr(Manifest) m = dir < 0 ? NULL : read_manifest(dir, NULL);
+
+	if (dir >= 0)
+		close(dir);
+	return m ? g_strdup(manifest_fact(m, key)) : NULL;
+}
+
+#define MAX_TURNS 10 /* for a job that was cancelled and makes one more file */
+
+static bool remove_once(const char *path)
 {
 	const int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	DIR *d = fd < 0 ? NULL : fdopendir(fd);
@@ -317,12 +372,18 @@ void savedir_remove(const char *path)
 			(void)unlinkat(dirfd(d), e->d_name, 0);
 	if (d)
 		closedir(d);
-	(void)rmdir(path);
+	return !rmdir(path) || (errno != ENOTEMPTY && errno != EEXIST);
+}
+
+void savedir_remove(const char *path)
+{
+	for (unsigned turn = 0; turn < MAX_TURNS && !remove_once(path); turn++)
+		;
 }
 
 /* ---- the pool ---- */
 
-typedef enum SaveKind { SEAL, VERIFY, DROP } SaveKind;
+typedef enum SaveKind { SEAL, VERIFY, DROP, COPY } SaveKind;
 
 struct SaveJob {
 	SaveKind kind;
@@ -334,6 +395,7 @@ struct SaveJob {
 	gint cancelled; /* atomic, as is percent */
 	gint percent;
 	uint64_t total, seen; /* bytes */
+	GPtrArray *pairs;     /* COPY */
 	SaveDone done;
 	void *arg;
 };
@@ -375,7 +437,7 @@ static bool hash_file(SaveJob *j, int fd, const char *name, char sha256[SHA256_H
 
 static bool seal_file(SaveJob *j, int dir, SavedFile *f, GError **err)
 {
-	const int fd = savedir_open_file(dir, f->name, err);
+	const int fd = savedir_open_file(dir, f->name, false, err);
 	bool ok;
 
 	if (fd < 0)
@@ -436,7 +498,7 @@ static bool verify_file(SaveJob *j, int dir, const SavedFile *f, GError **err)
 {
 	char sha256[SHA256_HEX + 1] = "";
 	uint64_t size;
-	const int fd = savedir_open_file(dir, f->name, err);
+	const int fd = savedir_open_file(dir, f->name, false, err);
 	bool ok;
 
 	if (fd < 0) {
@@ -483,10 +545,103 @@ static bool verify(SaveJob *j, int dir, GError **err)
 	return true;
 }
 
+/* ---- copies ---- */
+
+static bool copy_range(SaveJob *j, int from, int to, off_t at, off_t end, GError **err)
+{
+	off_t out = at;
+
+	while (at < end) {
+		const ssize_t n = copy_file_range(from, &at, to, &out,
+						  MIN((size_t)(end - at), 16u * CHUNK), 0);
+
+		if (n < 0 && errno != EINTR)
+			return err_set(err, errno, "%s", g_strerror(errno));
+		if (!n)
+			return true;
+		if (!count(j, 0, err))
+			return false;
+	}
+	return true;
+}
+
+static bool copy_data(SaveJob *j, int from, int to, GError **err)
+{
+	struct stat st;
+	off_t data, hole = 0;
+
+	if (!ioctl(to, FICLONE, from))
+		return true;
+	if (fstat(from, &st) || ftruncate(to, st.st_size))
+		return err_set(err, errno, "%s", g_strerror(errno));
+	while ((data = lseek(from, hole, SEEK_DATA)) >= 0) {
+		hole = lseek(from, data, SEEK_HOLE);
+		if (hole < 0 || !copy_range(j, from, to, data, hole, err))
+			return hole >= 0 ? false : err_set(err, errno, "%s", g_strerror(errno));
+	}
+	return errno == ENXIO || err_set(err, errno, "%s", g_strerror(errno));
+}
+
+static bool copy_file(SaveJob *j, const char *from, const char *to, GError **err)
+{
+	g_autofree char *in_dir = g_path_get_dirname(from), *in = g_path_get_basename(from);
+	g_autofree char *out_dir = g_path_get_dirname(to), *out = g_path_get_basename(to);
+	const int a = savedir_open(in_dir, err), b = a < 0 ? -1 : savedir_open(out_dir, err);
+	const int source = b < 0 ? -1 : savedir_open_file(a, in, false, err);
+	int target = -1;
+	bool ok = false;
+
+	if (source >= 0) {
+		(void)unlinkat(b, out, 0);
+		target = savedir_create(b, out, j->uid, j->gid, err);
+	}
+	if (target >= 0) {
+		ok = copy_data(j, source, target, err);
+		if (ok && fdatasync(target))
+			ok = err_set(err, errno, "%s", g_strerror(errno));
+		if (!ok && err)
+			g_prefix_error(err, "cannot copy '%s': ", in);
+		close(target);
+	}
+	for (size_t i = 0; i < 3; i++) {
+		const int fd = i == 0 ? source : i == 1 ? b : a;
+
+		if (fd >= 0)
+			close(fd);
+	}
+	return ok;
+}
+
+#define FRESH ".copy"
+
+static void copy(SaveJob *j)
+{
+	guint i;
+
+	for (i = 0; i + 1 < j->pairs->len && !j->err; i += 2) {
+		g_autofree char *fresh = g_strconcat(j->pairs->pdata[i + 1], FRESH, NULL);
+		(void)copy_file(j, j->pairs->pdata[i], fresh, &j->err);
+	}
+	for (i = 0; i + 1 < j->pairs->len; i += 2) {
+		const char *to = j->pairs->pdata[i + 1];
+		g_autofree char *fresh = g_strconcat(to, FRESH, NULL);
+
+		if (j->err)
+			(void)unlink(fresh);
+		else if (rename(fresh, to))
+			j->err = err_new(errno, "cannot replace %s: %s", to, g_strerror(errno));
+	}
+}
+
 static void work(void *arg)
 {
 	SaveJob *j = arg;
 	int dir;
+
+	if (j->kind == COPY) {
+		copy(j);
+		return;
+	}
 
 	if (j->kind == DROP) {
 		savedir_remove(j->path);
@@ -508,6 +663,8 @@ static void worked(void *arg)
 	g_clear_error(&j->err);
 	if (j->manifest)
 		manifest_unref(j->manifest);
+	if (j->pairs)
+		g_ptr_array_unref(j->pairs);
 	g_free(j->path);
 	g_free(j);
 }
@@ -549,6 +706,19 @@ SaveJob *savedir_drop(const char *path, SaveDone done, void *arg)
 {
 	SaveJob *j = job_new(DROP, path, done, arg);
 
+	loop_work(work, worked, j);
+	return j;
+}
+
+SaveJob *savedir_copy(const GPtrArray *pairs, uid_t uid, gid_t gid, SaveDone done, void *arg)
+{
+	SaveJob *j = job_new(COPY, NULL, done, arg);
+
+	j->uid = uid;
+	j->gid = gid;
+	j->pairs = g_ptr_array_new_with_free_func(g_free);
+	for (guint i = 0; i < pairs->len; i++)
+		g_ptr_array_add(j->pairs, g_strdup(pairs->pdata[i]));
 	loop_work(work, worked, j);
 	return j;
 }

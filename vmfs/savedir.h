@@ -12,6 +12,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "vmfs/spec.h"
+
 #define SAVEDIR_MANIFEST "manifest"
 #define SAVEDIR_MEMORY	 "memory"
 #define SAVEDIR_SPEC	 "spec.yaml"
@@ -49,10 +51,18 @@ int savedir_open(const char *path, GError **err);
 
 /* A new file; one that is there (for reading). -1 and err; the descriptor is the caller's. */
 int savedir_create(int dir, const char *name, uid_t uid, gid_t gid, GError **err);
-int savedir_open_file(int dir, const char *name, GError **err);
+int savedir_open_file(int dir, const char *name, bool write, GError **err);
 bool savedir_put(int dir, const char *name, GBytes *data, uid_t uid, gid_t gid, GError **err);
 /* At most max bytes. */
 GBytes *savedir_get(int dir, const char *name, size_t max, GError **err);
+
+/*
+ * The spec in it, which is small. The manifest must name the backend `backend`: EINVAL when it does
+ * not.
+ */
+Spec *savedir_spec(const char *path, const char *backend, GError **err);
+/* A fact of the manifest; NULL when there is none. Owned by the caller. */
+char *savedir_fact(const char *path, const char *key);
 
 /* Blocks for as long as the file system needs for large files: pool only. */
 void savedir_remove(const char *path);
@@ -74,6 +84,12 @@ SaveJob *savedir_seal(const char *path, uid_t uid, gid_t gid, const GPtrArray *f
 SaveJob *savedir_verify(const char *path, SaveDone done, void *arg);
 /* savedir_remove(); err is always NULL, and so is the manifest. */
 SaveJob *savedir_drop(const char *path, SaveDone done, void *arg);
+/*
+ * Copy files, sparse ones sparsely, and by reference where the file system can. pairs are paths,
+ * from and to in turn; a link is not followed, and what is at `to` is replaced when all of them are
+ * copied. The manifest is NULL.
+ */
+SaveJob *savedir_copy(const GPtrArray *pairs, uid_t uid, gid_t gid, SaveDone done, void *arg);
 unsigned savedir_percent(const SaveJob *job);
 /* Clears *job, which may be NULL. The work ends soon, and nobody is told. */
 void savedir_cancel(SaveJob **job);

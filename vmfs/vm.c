@@ -20,6 +20,7 @@
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
 #include "vmfs/scratch.h"
+#include "vmfs/snapshot.h"
 #include "vmfs/store.h"
 #include "vmfs/tty.h"
 #include "vmfs/waitq.h"
@@ -102,6 +103,7 @@ void vm_detach(Vm *vm)
 	lifetime_fini(vm);
 	ask_forget(vm);
 	scratch_free_all(vm);
+	snapshot_free_all(vm);
 }
 
 void vm_unref(Vm *vm)

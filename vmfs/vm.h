@@ -47,8 +47,9 @@ typedef enum VmChange {
 	EV_NAME = 1 << 11,  /* made, removed or renamed */
 	EV_OWNER = 1 << 12, /* given to another user */
 	EV_EXEC = 1 << 13,  /* a job in exec/ */
+	EV_SNAPSHOT = 1 << 14,
 } VmChange;
-#define EV_COUNT 14
+#define EV_COUNT 15
 
 /* What chmod and chown said of one file; unset fields follow the VM. */
 typedef struct VmAttr {
@@ -110,10 +111,13 @@ struct Vm {
 	const char *cloud_init; /* how it ended, as the agent told; NULL: not known */
 	char *error;		/* the line of the `error` file, or NULL */
 
-	BackendVm *bv;	/* NULL until a backend is needed */
-	guint run_hash; /* of what vm_save_run() wrote last */
-	GKeyFile *run;	/* what the backend stored before the daemon restarted */
-	VmSaved saved;	/* as stored */
+	BackendVm *bv;		/* NULL until a backend is needed */
+	guint run_hash;		/* of what vm_save_run() wrote last */
+	GKeyFile *run;		/* what the backend stored before the daemon restarted */
+	VmSaved saved;		/* as stored */
+	GPtrArray *snapshots;	/* of Snapshot (snapshot.h); NULL: none yet */
+	uint32_t last_snapshot; /* number of the newest */
+	pid_t full_for;		/* whose import of a snapshot did not fit; 0: nobody's */
 	char *data_dir, *run_dir;
 	Op *op, *next_op;    /* under way; waiting for op to be cancelled */
 	GPtrArray *to_apply; /* keys of spec.yaml that are still to be tried live; NULL: none */

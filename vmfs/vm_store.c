@@ -13,6 +13,7 @@
 #include "vmfs/exec.h"
 #include "vmfs/log.h"
 #include "vmfs/node.h"
+#include "vmfs/snapshot.h"
 #include "vmfs/store.h"
 #include "vmfs/vm.h"
 
@@ -320,6 +321,7 @@ bool vm_load(Vm *vm)
 		return false;
 	load_run(vm);
 	load_saved(vm);
+	snapshot_load(vm);
 	vm->rejected = get_file(vm, "spec.yaml.rej");
 	if (error)
 		vm->error = g_strndup(g_bytes_get_data(error, NULL), g_bytes_get_size(error));

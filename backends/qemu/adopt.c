@@ -95,10 +95,43 @@ static void drop_sleep(QemuVm *q)
 	(void)savedir_drop(dir, nothing, NULL);
 }
 
+static void jobs_answered(void *arg, const json_t *result, const GError *err)
+{
+	QemuVm *q = arg;
+	const json_t *job;
+	size_t i;
+
+	json_array_foreach(result, i, job)
+	{
+		const char *id = json_string_value(json_object_get(job, "device"));
+
+		if (id && g_str_has_prefix(id, QEMU_COPY_PREFIX))
+			qemu_snapshot_cancel_copy(q, id);
+	}
+}
+
+static void snapshot_aborted(void *arg, const GError *err)
+{
+}
+
+/* The snapshot that was being taken is gone: QEMU need not go on with it while the guest runs. */
+static void abort_snapshot(QemuVm *q)
+{
+	GKeyFile *run = vm_run_file(qemu_vm(q));
+	g_autofree char *op = run ? g_key_file_get_string(run, "vm", "operation", NULL) : NULL;
+
+	if (g_strcmp0(op, "snapshot"))
+		return;
+	qmp_execute(q->qmp, "query-block-jobs", NULL, jobs_answered, q);
+	if (!q->held)
+		qemu_stream_abort(q, snapshot_aborted, q);
+}
+
 static void unhold(QemuVm *q)
 {
 	q->held = true;
 	drop_sleep(q);
+	abort_snapshot(q);
 	qemu_stream_abort(q, stream_aborted, q);
 }
 
@@ -106,6 +139,7 @@ static void take_status(QemuVm *q, const char *status)
 {
 	if (!strcmp(status, "running")) {
 		q->paused = false;
+		abort_snapshot(q);
 		known(q, VM_RUNNING, NULL);
 		qemu_ip_start(q);
 	} else if (!strcmp(status, "shutdown")) {

@@ -157,6 +157,7 @@ static void on_resume(QemuVm *q, const json_t *data)
 	q->paused = false;
 	q->pause_reason = NULL;
 	qemu_start_resumed(q);
+	qemu_snapshot_resumed(q);
 	if (!q->end.reason && !q->died && !q->held)
 		backend_state(&q->base, VM_RUNNING, NULL);
 }
@@ -223,6 +224,18 @@ static void on_migration(QemuVm *q, const json_t *data)
 	qemu_stream_event(q, string_of(data, "status"));
 }
 
+static void on_job(QemuVm *q, const json_t *data)
+{
+	qemu_snapshot_job(q, string_of(data, "id"), string_of(data, "status"), NULL);
+}
+
+static void on_block_job(QemuVm *q, const json_t *data)
+{
+	const char *error = json_string_value(json_object_get(data, "error"));
+
+	qemu_snapshot_job(q, string_of(data, "device"), "completed", error);
+}
+
 static const struct {
 	const char *name;
 	void (*fn)(QemuVm *q, const json_t *data);
@@ -236,6 +249,8 @@ static const struct {
 	{ "DEVICE_DELETED", on_unplugged },
 	{ "BLOCK_IO_ERROR", on_io_error },
 	{ "MIGRATION", on_migration },
+	{ "JOB_STATUS_CHANGE", on_job },
+	{ "BLOCK_JOB_COMPLETED", on_block_job },
 };
 
 static void monitor_event(void *arg, const char *name, const json_t *data)

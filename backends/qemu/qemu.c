@@ -276,6 +276,7 @@ static void fini(BackendVm *bv)
 
 	qemu_start_abandon(q);
 	qemu_sleep_abandon(q);
+	qemu_snapshot_abandon(q);
 	savedir_cancel(&q->dropping);
 	qemu_disks_forget(q);
 	clear_op(q);
@@ -321,6 +322,8 @@ const BackendClass qemu_class = {
 		[OP_RESET] = qemu_reset,
 		[OP_SLEEP] = qemu_sleep,
 		[OP_WAKE] = qemu_wake,
+		[OP_SNAPSHOT] = qemu_snapshot,
+		[OP_RESTORE] = qemu_restore,
 		[OP_ADOPT] = qemu_adopt,
 		[OP_APPLY] = apply,
 		[OP_EXEC] = qemu_exec_start,

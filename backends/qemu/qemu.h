@@ -118,6 +118,7 @@ struct QemuVm {
 	void *start;		  /* of start.c, while it starts */
 	bool clock_is_late;	  /* it slept, and has not been told the time */
 	struct SaveJob *dropping; /* what it slept in, by a kill */
+	void *taking;		  /* of snapshot.c, while a snapshot is taken */
 	void *sleep;		  /* of sleep.c, while it goes to sleep */
 	QemuDisks *disks;	  /* being prepared; NULL: none are */
 	GHashTable *slots;	  /* where the devices of what runs are; NULL: as at a start */

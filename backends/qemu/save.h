@@ -32,6 +32,26 @@ void qemu_add_slots_fact(GPtrArray *facts, const QemuVm *q);
 /* MIGRATION has come. */
 void qemu_stream_event(QemuVm *q, const char *status);
 
+/* snapshot.c */
+
+#define QEMU_COPY_PREFIX "copy-" /* of jobs, and of the nodes to which they copy disks */
+
+void qemu_snapshot(BackendVm *bv, Op *op);
+void qemu_snapshot_abandon(QemuVm *q);
+void qemu_snapshot_cancel_copy(QemuVm *q, const char *job);
+/* The vCPUs go on. */
+void qemu_snapshot_resumed(QemuVm *q);
+/* A block job has come to "concluded", "completed" (error or NULL) or "null": gone. */
+void qemu_snapshot_job(QemuVm *q, const char *id, const char *status, const char *error);
+/*
+ * Paths for savedir_copy(): the VM's own disks into that directory, or back: then beside them, with
+ * QEMU_RESTORED after their names.
+ */
+#define QEMU_RESTORED ".restored"
+GPtrArray *qemu_snapshot_pairs(QemuVm *q, const Spec *spec, const char *dir, bool back);
+/* wake.c */
+void qemu_restore(BackendVm *bv, Op *op);
+
 /* sleep.c */
 void qemu_sleep(BackendVm *bv, Op *op);
 void qemu_sleep_abandon(QemuVm *q);

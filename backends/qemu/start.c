@@ -548,8 +548,7 @@ void qemu_start_abandon(QemuVm *q)
 void start_begin(BackendVm *bv, Op *op, const Step *table, QemuWake *wake)
 {
 	Start *s;
-
-	if (qemu_of(bv)->proc) {
+	if (qemu_of(bv)->proc && op_kind(op) != OP_RESTORE) {
 		if (wake)
 			qemu_wake_free(wake);
 		op_fail(op, err_new(EBUSY,

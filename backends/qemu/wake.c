@@ -5,6 +5,7 @@
  * VM is asleep again. Loop thread only.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,7 +21,9 @@
 struct QemuWake {
 	char *dir;
 	char *machine, *slots;
-	int memory; /* the file; -1: none, or given to QEMU */
+	Spec *spec;	   /* of a snapshot */
+	GPtrArray *copies; /* paths of its disks, and of copies of them */
+	int memory;	   /* the file; -1: none, or given to QEMU */
 	int64_t slept_s;
 	SaveJob *verify;
 	QemuStream *stream;
@@ -30,6 +33,7 @@ struct QemuWake {
 	GError *load_error; /* what QEMU says */
 	bool waiting;	    /* the step waits for both */
 	bool ran;	    /* the vCPUs were told to */
+	bool restore;	    /* of a snapshot, which is kept */
 };
 
 /* ---- memory: the file, its machine, and its checksum ---- */
@@ -79,7 +83,7 @@ static bool open_memory(QemuWake *w, GError **err)
 	if (text)
 		m = manifest_parse(g_bytes_get_data(text, &len), g_bytes_get_size(text), err);
 	if (m)
-		w->memory = savedir_open_file(dir, SAVEDIR_MEMORY, err);
+		w->memory = savedir_open_file(dir, SAVEDIR_MEMORY, false, err);
 	close(dir);
 	if (w->memory < 0)
 		return false;
@@ -204,6 +208,8 @@ static void run_run(Op *op, void *ctx)
 
 QemuEnd qemu_wake_end(const Start *s)
 {
+	if (s->wake->restore)
+		return (QemuEnd){ VM_STOPPED, "restore-failed" };
 	if (vm_saved(qemu_vm(s->q)) == SAVED_ASLEEP)
 		return (QemuEnd){ VM_ASLEEP, "wake-failed" };
 	return (QemuEnd){ VM_CRASHED, "wake-failed" };
@@ -219,8 +225,8 @@ void qemu_wake_running(Start *s)
 	g_autofree char *late = g_strdup_printf("late %" G_GINT64_FORMAT " s, no guest agent has "
 						"set it yet",
 						s->wake->slept_s);
-
-	(void)savedir_drop(s->wake->dir, dropped, NULL);
+	if (!s->wake->restore)
+		(void)savedir_drop(s->wake->dir, dropped, NULL);
 	backend_fact(&q->base, "clock", late);
 	q->clock_is_late = true;
 	qemu_set_clock(q);
@@ -247,6 +253,177 @@ void qemu_set_clock(QemuVm *q)
 	args = json_object();
 	json_object_set_new(args, "time", json_integer(g_get_real_time() * 1000));
 	agent_request(q->agent, "guest-set-time", args, false, CLOCK_TIMEOUT_MS, clock_set, q);
+}
+
+/* ---- restore: the same from a snapshot, after what ran has ended and the disks are put back ----
+ */
+
+static void restore_verified(void *arg, const Manifest *m, const GError *err)
+{
+	Start *s = arg;
+	QemuWake *w = s->wake;
+
+	w->verify = NULL;
+	w->verified = !err;
+	if (err)
+		op_fail(s->op,
+			err_new(err_code(err), "the snapshot cannot be used: %s", err->message));
+	else
+		op_next(s->op);
+}
+
+static void verify_run(Op *op, void *ctx)
+{
+	Start *s = ctx;
+
+	s->wake->verify = savedir_verify(s->wake->dir, restore_verified, s);
+}
+
+static void verify_cancel(Op *op, void *ctx)
+{
+	savedir_cancel(&((Start *)ctx)->wake->verify);
+}
+
+static void spec_run(Op *op, void *ctx)
+{
+	Start *s = ctx;
+	GError *err = NULL;
+
+	s->wake->spec = savedir_spec(s->wake->dir, "qemu", &err);
+	if (s->wake->spec && qemu_check(qemu_host(), s->wake->spec, &err))
+		op_next(op);
+	else
+		op_fail(op, err);
+}
+
+static void ended(QemuVm *q)
+{
+	const Start *s = q->start;
+	Op *op = s->op;
+	const int status = q->exit_status;
+
+	qemu_forget(q);
+	vm_remove_run_dir(qemu_vm(q));
+	backend_gone(&q->base, VM_STOPPED, "restoring", status);
+	op_next(op);
+}
+
+/* From here on there is no way back to what ran. */
+static void end_run(Op *op, void *ctx)
+{
+	QemuVm *q = ((Start *)ctx)->q;
+
+	if (!q->proc) {
+		backend_gone(&q->base, VM_STOPPED, "restoring", -1);
+		op_next(op);
+		return;
+	}
+	q->died = ended;
+	if (q->exited)
+		ended(q);
+	else
+		qemu_quit(q, VM_STOPPED, "restoring");
+}
+
+static void end_cancel(Op *op, void *ctx)
+{
+	QemuVm *q = ((Start *)ctx)->q;
+
+	if (q->died == ended)
+		q->died = NULL;
+}
+
+static void copied(void *arg, const Manifest *m, const GError *err)
+{
+	Start *s = arg;
+
+	s->wake->verify = NULL;
+	if (err)
+		op_fail(s->op, g_error_copy(err));
+	else
+		op_next(s->op);
+}
+
+/* Beside the disks that are in use: there is room for them, or nothing is changed. */
+static void copy_run(Op *op, void *ctx)
+{
+	Start *s = ctx;
+	QemuWake *w = s->wake;
+	Vm *vm = qemu_vm(s->q);
+
+	w->copies = qemu_snapshot_pairs(s->q, w->spec, w->dir, true);
+	w->verify = savedir_copy(w->copies, vm_uid(vm), vm_gid(vm), copied, s);
+}
+
+static void copy_undo(Op *op, void *ctx)
+{
+	const QemuWake *w = ((Start *)ctx)->wake;
+
+	for (guint i = 1; i < w->copies->len; i += 2)
+		(void)unlink(w->copies->pdata[i]);
+	op_next(op);
+}
+
+static void put_back_run(Op *op, void *ctx)
+{
+	Start *s = ctx;
+	const GPtrArray *copies = s->wake->copies;
+
+	for (guint i = 1; i < copies->len; i += 2) {
+		const char *from = copies->pdata[i];
+		g_autofree char *to = g_strndup(from, strlen(from) - strlen(QEMU_RESTORED));
+
+		if (rename(from, to)) {
+			op_fail(op,
+				err_new(errno, "cannot put back %s: %s", to, g_strerror(errno)));
+			return;
+		}
+	}
+	backend_spec(&s->q->base, s->wake->spec);
+	op_next(op);
+}
+static void restored_memory_run(Op *op, void *ctx)
+{
+	Start *s = ctx;
+	GError *err = NULL;
+
+	if (open_memory(s->wake, &err))
+		op_next(op);
+	else
+		op_fail(op, err);
+}
+
+static const Step restore_steps[] = {
+	{ "verify", verify_run, verify_cancel, NULL },
+	{ "spec", spec_run, NULL, NULL },
+	{ "copy", copy_run, verify_cancel, copy_undo },
+	{ "end", end_run, end_cancel, NULL },
+	{ "put-back", put_back_run, NULL, NULL },
+	{ "prepare", start_prepare_run, start_prepare_cancel, start_prepare_undo },
+	{ "disks", start_disks_run, start_disks_cancel, NULL },
+	{ "memory", restored_memory_run, NULL, NULL },
+	{ "spawn", start_spawn_run, start_spawn_cancel, start_spawn_undo },
+	{ "load", load_run, start_monitor_cancel, start_monitor_undo },
+	{ "run", run_run, start_monitor_cancel, NULL },
+	{ 0 },
+};
+
+static const Step restore_stopped_steps[] = {
+	{ "verify", verify_run, verify_cancel, NULL },	{ "spec", spec_run, NULL, NULL },
+	{ "copy", copy_run, verify_cancel, copy_undo }, { "end", end_run, end_cancel, NULL },
+	{ "put-back", put_back_run, NULL, NULL },	{ 0 },
+};
+
+void qemu_restore(BackendVm *bv, Op *op)
+{
+	const Snapshot *snapshot = op_arg(op);
+	QemuWake *w = g_new0(QemuWake, 1);
+
+	w->dir = g_strdup(snapshot_dir(snapshot));
+	w->memory = -1;
+	w->restore = true;
+	start_begin(bv, op, snapshot_has_memory(snapshot) ? restore_steps : restore_stopped_steps,
+		    w);
 }
 
 static const Step steps[] = {
@@ -286,6 +463,10 @@ void qemu_wake_free(QemuWake *w)
 	qemu_wake_drop(w);
 	if (w->memory >= 0)
 		close(w->memory);
+	if (w->spec)
+		spec_unref(w->spec);
+	if (w->copies)
+		g_ptr_array_unref(w->copies);
 	g_free(w->machine);
 	g_free(w->slots);
 	g_free(w->dir);

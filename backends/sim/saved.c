@@ -227,6 +227,92 @@ static const Step wake_steps[] = {
 	{ "tidy", tidy_run, cancel, NULL },	 { 0 },
 };
 
+/* ---- snapshots ---- */
+
+static void fixed_run(Op *op, void *ctx)
+{
+	op_accept(op);
+	op_next(op);
+}
+
+static void copy_run(Op *op, void *ctx)
+{
+	Saving *v = ctx;
+	const Vm *vm = v->s->base.vm;
+	GError *err = NULL;
+	const int dir = savedir_make(v->dir, vm_uid(vm), vm_gid(vm), &err);
+	bool ok = dir >= 0;
+
+	if (ok && v->s->truth == VM_RUNNING)
+		ok = write_memory(v->s, dir, &err);
+	else if (ok)
+		ok = savedir_put(dir, SAVEDIR_SPEC, v->s->base.spec->text, vm_uid(vm), vm_gid(vm),
+				 &err);
+	if (dir >= 0)
+		close(dir);
+	if (ok)
+		op_next(op);
+	else
+		op_fail(op, err);
+}
+
+static const Step snapshot_steps[] = {
+	{ "memory", copy_run, NULL, NULL },
+	{ "fixed", fixed_run, NULL, NULL },
+	{ "seal", seal_run, cancel, NULL },
+	{ 0 },
+};
+
+/* ---- restore ---- */
+
+static void spec_run(Op *op, void *ctx)
+{
+	Saving *v = ctx;
+	GError *err = NULL;
+	Spec *spec = savedir_spec(v->dir, "sim", &err);
+
+	if (!spec) {
+		op_fail(op, err);
+		return;
+	}
+	if (vm_state(v->s->base.vm) == VM_RUNNING || vm_state(v->s->base.vm) == VM_PAUSED)
+		sim_gone(v->s, VM_STOPPED, "restoring", -1);
+	backend_spec(&v->s->base, spec);
+	spec_unref(spec);
+	op_next(op);
+}
+
+static void resume_run(Op *op, void *ctx)
+{
+	SimVm *s = ((Saving *)ctx)->s;
+
+	s->lost = false;
+	sim_tell(s, VM_RUNNING, "restored");
+	sim_booted(s);
+	op_next(op);
+}
+
+static void stopped_run(Op *op, void *ctx)
+{
+	sim_gone(((Saving *)ctx)->s, VM_STOPPED, "restored", -1);
+	op_next(op);
+}
+
+static const Step restore_steps[] = {
+	{ "verify", verify_run, cancel, NULL },
+	{ "spec", spec_run, NULL, NULL },
+	{ "load", load_run, NULL, NULL },
+	{ "run", resume_run, NULL, NULL },
+	{ 0 },
+};
+
+static const Step restore_stopped_steps[] = {
+	{ "verify", verify_run, cancel, NULL },
+	{ "spec", spec_run, NULL, NULL },
+	{ "stop", stopped_run, NULL, NULL },
+	{ 0 },
+};
+
 /* ---- kill ---- */
 
 static void killed_run(Op *op, void *ctx)
@@ -252,15 +338,33 @@ static void saving_free(void *ctx)
 	g_free(v);
 }
 
-static void begin(SimVm *s, Op *op, const Step *steps)
+static void begin_in(SimVm *s, Op *op, const Step *steps, char *take_dir)
 {
 	Saving *v = g_new0(Saving, 1);
 
 	v->s = s;
 	v->op = op;
-	v->dir = g_build_filename(vm_data_dir(s->base.vm), "sleep", NULL);
+	v->dir = take_dir;
 	s->saving = v;
 	op_steps(op, steps, v, saving_free);
+}
+
+static void begin(SimVm *s, Op *op, const Step *steps)
+{
+	begin_in(s, op, steps, g_build_filename(vm_data_dir(s->base.vm), "sleep", NULL));
+}
+
+void sim_snapshot(SimVm *s, Op *op)
+{
+	begin_in(s, op, snapshot_steps, g_strdup(snapshot_dir(op_arg(op))));
+}
+
+void sim_restore(SimVm *s, Op *op)
+{
+	const Snapshot *snapshot = op_arg(op);
+
+	begin_in(s, op, snapshot_has_memory(snapshot) ? restore_steps : restore_stopped_steps,
+		 g_strdup(snapshot_dir(snapshot)));
 }
 
 void sim_sleep(SimVm *s, Op *op)

@@ -335,6 +335,12 @@ static void apply(SimVm *s, Op *op)
 	case OP_WAKE:
 		sim_wake(s, op);
 		return;
+	case OP_SNAPSHOT:
+		sim_snapshot(s, op);
+		return;
+	case OP_RESTORE:
+		sim_restore(s, op);
+		return;
 	case OP_APPLY: /* the core keeps what runs */
 	case OP_EXEC:
 	case OP_EXEC_SIGNAL:
@@ -668,6 +674,7 @@ const BackendClass sim_class = {
 		[OP_RESUME] = run_op, [OP_REBOOT] = run_op, [OP_RESET] = run_op, [OP_ADOPT] = adopt,
 		[OP_APPLY] = run_op, [OP_EXEC] = sim_exec_op, [OP_EXEC_SIGNAL] = sim_exec_op,
 		[OP_SLEEP] = run_op, [OP_WAKE] = run_op,
+		[OP_SNAPSHOT] = run_op, [OP_RESTORE] = run_op,
 	},
 	.can_apply = can_apply,
 	.console_write = console_write,

@@ -40,6 +40,8 @@ void sim_booted(SimVm *s);
 /* saved.c: memory on the disk */
 void sim_sleep(SimVm *s, Op *op);
 void sim_wake(SimVm *s, Op *op);
+void sim_snapshot(SimVm *s, Op *op);
+void sim_restore(SimVm *s, Op *op);
 /* Give up what it sleeps in, and end the op. */
 void sim_kill_memory(SimVm *s, Op *op);
 void sim_saved_abandon(SimVm *s);

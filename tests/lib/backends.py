@@ -45,9 +45,10 @@ class Sim:
     def recall(self, vm):
         """The word that it has; '' for none."""
         console = vm.follow("console")
-        vm.sim("print tell")
+        self.asked = getattr(self, "asked", 0) + 1
+        vm.sim(f"print tell-{self.asked}-")
         vm.sim("recall")
-        console.expect("^tell$")
+        console.expect(f"^tell-{self.asked}-$")
         word = console.expect(r"^memory: (.*)$")[1]
         console.close()
         return word
