@@ -145,6 +145,15 @@ def test_guest_reads_it(fs, qemu):
 
 
 @pytest.mark.qemu
+def test_seed_is_behind_the_disks(fs, qemu):
+    """Boot loaders and fstabs know /dev/vda."""
+    vm = qemu.vm(spec=qemu.spec(extra="disks: {a: {size: 8MiB}, b: {size: 16MiB}}\n"
+                                      "cloud_init: {}\n"))
+    console = started(vm, vm.name)
+    assert run(vm, console, "cat /sys/block/vd?/size").split() == ["16384", "32768", "1024"]
+
+
+@pytest.mark.qemu
 def test_wait_by_the_agent(qemu):
     """The file that cloud-init writes at its end, asked for only while somebody waits."""
     vm = qemu.vm(spec=qemu.spec(extra="cloud_init: {}\n"))

@@ -212,13 +212,14 @@ static void add_disk(const Build *b, const SpecDisk *d, unsigned index)
 
 static void add_seed(const Build *b)
 {
-	g_autofree char *dir = escape(b->in->data_dir);
+	g_autofree char *dir = escape(b->in->data_dir), *at = place(b, QEMU_SEED_ID);
 
 	if (!b->in->spec->cloud_init.given)
 		return;
-	add(b, "-blockdev", "driver=file,node-name=cidata,read-only=on,filename=%s/" SEED_NAME,
-	    dir);
-	add(b, "-device", "virtio-blk-%s,id=cidata,drive=cidata,serial=cidata", b->bus);
+	add(b, "-blockdev",
+	    "driver=file,node-name=" QEMU_SEED_ID ",read-only=on,filename=%s/" SEED_NAME, dir);
+	add(b, "-device",
+	    "virtio-blk-%s,id=" QEMU_SEED_ID ",drive=" QEMU_SEED_ID ",serial=cidata%s", b->bus, at);
 }
 
 static void add_nic(const Build *b, const SpecNic *n)
@@ -285,6 +286,9 @@ void qemu_slots_fill(GHashTable *slots, const Spec *s)
 		if (s->machine == MACHINE_Q35 && qemu_slot(slots, id) < 0)
 			take_slot(slots, QEMU_DISK_ID, d->name);
 	}
+	/* Behind the disks: the guest's /dev/vda is to be the first of them. */
+	if (s->machine == MACHINE_Q35 && s->cloud_init.given && qemu_slot(slots, QEMU_SEED_ID) < 0)
+		take_slot(slots, QEMU_SEED_ID, "");
 	for (guint i = 0; i < s->nics->len; i++) {
 		const SpecNic *n = s->nics->pdata[i];
 		g_autofree char *id = g_strconcat(QEMU_NIC_ID, n->name, NULL);

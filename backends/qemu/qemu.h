@@ -31,6 +31,7 @@
 #define QEMU_NET_PREFIX "net-"	 /* of a nic's netdev */
 #define QEMU_DISK_ID	"disk-"	 /* before the name: the device's id */
 #define QEMU_NIC_ID	"nic-"
+#define QEMU_SEED_ID	"cidata"
 #define QEMU_MAC_ID	"mac-" /* in the slots: the number of a nic, for its address */
 
 #define QEMU_BRIDGE_SLOTS 31

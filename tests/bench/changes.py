@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -166,6 +167,38 @@ def start(bench, report):
     report.add("echo start to GUEST-UP", got["up"], ("virsh start", got["virsh up"]))
     report.add("echo kill > state, booted", got["kill"], ("SIGKILL+reap", got["reap"]),
                within=1.3)
+    first, again = added_by_files(bench, bench.pick(25, 8))
+    report.add("echo start, making overlay and seed", first, ("the same files there", again))
+    report.add("what making overlay and seed adds to a start",
+               Series(a - b for a, b in zip(first, again)), limit=0.010)
+
+
+def added_by_files(bench, rounds):
+    """
+    Of a first start, which makes an overlay and a seed, and of one in which the same are there as
+    files of the user's: the seconds.
+    """
+    vmfs, image = Daemon(bench), bench.guest()["disk"]
+    vmfs.make("first", bench.spec() + f"disks:\n  root: {{image: {image}}}\n"
+              "cloud_init: {user_data: \"#cloud-config\\npackages: [git]\\n\"}\n")
+    def turns_of(name):
+        return [vmfs.write(f"{name}/state", f"{verb}\n") for verb in ("start", "kill")]
+    turns = {"first": turns_of("first")}
+    for turn in turns["first"]:
+        turn.seconds()
+    data, there = next(vmfs.state.glob("vms/*/data")), bench.directory("files")
+    for name in ("root.qcow2", "seed.iso"):
+        shutil.copyfile(data / name, there / name)
+    vmfs.make("again", bench.spec() + f"disks:\n  root: {{file: {there}/root.qcow2}}\n"
+              f"  seed: {{file: {there}/seed.iso, readonly: true}}\n")
+    turns["again"] = turns_of("again")
+    got = {name: Series() for name in turns}
+    for _ in range(rounds):
+        (data / "root.qcow2").unlink()
+        for name, (start_it, kill_it) in turns.items():
+            got[name].append(start_it.seconds())
+            kill_it.seconds()
+    return got["first"], got["again"]
 
 
 WRAPPER = """#!/bin/sh
