@@ -196,6 +196,8 @@ GKeyFile *vm_run_file(Vm *vm);
 /* The last such offset when the daemon that told it has died since: go on there. False: there is
  * none. */
 bool vm_console_resume(Vm *vm, uint64_t *offset);
+/* console.log, to read: a descriptor, or -1 and errno. */
+int vm_open_console_log(Vm *vm);
 /*
  * Whether the memory of a VM is on the disk, as a restarted host is to know it. A VM is
  * SAVED_ASLEEP before its VMM ends, and SAVED_WAKING before the vCPUs of the next one run: from

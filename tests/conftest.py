@@ -16,6 +16,7 @@ import pytest
 pytest.register_assert_rewrite("lib.util", "lib.vm", "lib.daemon", "lib.backends", "lib.guest")
 
 from lib.backends import BACKENDS, Libvirt, Qemu, Sim
+from lib import faults
 from lib.daemon import BINARY, ROOT, Vmfs
 from lib.libvirtd import Libvirtd, missing
 
@@ -33,6 +34,13 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: run with --all"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The faults that were survived, with counts."""
+    for what, counts in faults.table:
+        terminalreporter.write_line(
+            f"{what:45} " + "  ".join(f"{name} {n}" for name, n in counts.items()))
 
 
 def pytest_collection_finish(session):

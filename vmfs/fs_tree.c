@@ -63,6 +63,8 @@ void fs_readlink(fuse_req_t req, fuse_ino_t ino)
 typedef struct AttrChange {
 	fuse_req_t req;
 	fuse_ino_t ino;
+	bool undo; /* back to these, if it cannot be stored: of the VM, or of the file */
+	VmAttr old;
 } AttrChange;
 
 static void reply_attr(fuse_req_t req, fuse_ino_t ino)
@@ -79,7 +81,14 @@ static void reply_attr(fuse_req_t req, fuse_ino_t ino)
 static void attr_saved(void *arg, int err)
 {
 	AttrChange *c = arg;
+	NodeRef r = { 0 };
 
+	if (err && c->undo && node_from_ino(c->ino, &r) && is_vm(&r)) {
+		r.vm->mode = c->old.mode;
+	} else if (err && c->undo && r.vm && r.vm->attrs) {
+		g_hash_table_insert(r.vm->attrs, GUINT_TO_POINTER(r.node->id),
+				    g_memdup2(&c->old, sizeof c->old));
+	}
 	if (err)
 		fuse_reply_err(c->req, err);
 	else
@@ -165,9 +174,22 @@ static void set_file_attr(const NodeRef *r, const struct stat *attr, int valid)
 		a->gid = attr->st_gid;
 }
 
+/* What is set now: of the VM, or of one of its files. */
+static VmAttr attr_of(const NodeRef *r)
+{
+	const VmAttr none = { (mode_t)-1, (uid_t)-1, (gid_t)-1 }, *a;
+
+	if (is_vm(r))
+		return (VmAttr){ r->vm->mode, r->vm->uid, r->vm->gid };
+	a = r->vm->attrs ? g_hash_table_lookup(r->vm->attrs, GUINT_TO_POINTER(r->node->id)) : NULL;
+	return a ? *a : none;
+}
+
 static void set_owner_or_mode(fuse_req_t req, const NodeRef *r, const struct stat *attr, int valid)
 {
 	fuse_ino_t ino = node_ino(r);
+	AttrChange *c;
+	VmAttr old;
 	int err = 0;
 
 	if (r->node->set_attr) {
@@ -199,14 +221,20 @@ static void set_owner_or_mode(fuse_req_t req, const NodeRef *r, const struct sta
 		reply_attr(req, ino);
 		return;
 	}
+	old = attr_of(r);
 	if (is_vm(r))
 		err = set_vm_attr(r->vm, attr, valid);
 	else
 		set_file_attr(r, attr, valid);
-	if (err)
+	if (err) {
 		fuse_reply_err(req, err);
-	else
-		registry_save_meta(r->vm, attr_saved, attr_change(req, ino));
+		return;
+	}
+	c = attr_change(req, ino);
+	/* Of another owner the files are on their way already. */
+	c->undo = !is_vm(r) || !(valid & (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID));
+	c->old = old;
+	registry_save_meta(r->vm, attr_saved, c);
 }
 
 static void truncate_document(fuse_req_t req, const NodeRef *r, uint64_t size)

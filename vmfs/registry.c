@@ -148,8 +148,16 @@ static void load_root(void)
 	reg.root.uid = geteuid();
 	reg.root.gid = getegid();
 	reg.root.changed = vm_now();
-	if (!bytes || !g_key_file_load_from_bytes(file, bytes, G_KEY_FILE_NONE, NULL))
+	if (!bytes)
 		return;
+	if (!g_key_file_load_from_bytes(file, bytes, G_KEY_FILE_NONE, NULL) ||
+	    !g_key_file_has_key(file, "root", "mode", NULL) ||
+	    !g_key_file_has_key(file, "root", "uid", NULL) ||
+	    !g_key_file_has_key(file, "root", "gid", NULL)) {
+		log_error("%s/root is damaged; the mount's owner and mode are the default ones",
+			  store_dir());
+		return;
+	}
 	reg.root.mode = (mode_t)g_key_file_get_uint64(file, "root", "mode", NULL) & 07777;
 	reg.root.uid = (uid_t)g_key_file_get_uint64(file, "root", "uid", NULL);
 	reg.root.gid = (gid_t)g_key_file_get_uint64(file, "root", "gid", NULL);
@@ -172,8 +180,30 @@ void registry_set_root(const HostAttr *attr)
 	store_put("root", bytes, true, NULL, NULL);
 }
 
+/* Once the names and ids of all others are known. */
+static void recover(Vm *vm)
+{
+	if (vm->home.host && !vm->home.be) {
+		log_error("%s/vms/%u belongs to a backend that this vmfs was built without; it is "
+			  "left alone and not shown",
+			  store_dir(), vm->serial);
+		vm_unref(vm);
+		return;
+	}
+	vm->home.be = NULL;
+	log_error("%s/vms/%u/meta is damaged", store_dir(), vm->serial);
+	vm_recover(vm, new_id());
+	if (vm->id && !registry_find(vm->name)) {
+		insert(vm);
+		return;
+	}
+	log_error("%s/vms/%u is left alone and not shown", store_dir(), vm->serial);
+	vm_unref(vm);
+}
+
 void registry_load(const RegistryConfig *config)
 {
+	g_autoptr(GPtrArray) damaged = g_ptr_array_new();
 	g_autoptr(GArray) serials = NULL;
 
 	reg.config = *config;
@@ -189,15 +219,15 @@ void registry_load(const RegistryConfig *config)
 
 		if (!vm_load(vm) || !is_stored_name(vm) || registry_find(vm->name) ||
 		    id_taken(vm->id)) {
-			log_error("%s/vms/%u is damaged; it is left alone and not shown",
-				  store_dir(), vm->serial);
-			vm_unref(vm);
+			g_ptr_array_add(damaged, vm);
 			continue;
 		}
 		insert(vm);
 		if (vm->id >= reg.next_id && vm->id < config->last_id)
 			reg.next_id = vm->id + 1;
 	}
+	for (unsigned i = 0; i < damaged->len; i++)
+		recover(damaged->pdata[i]);
 }
 
 /* ---- adoption ---- */
@@ -362,8 +392,26 @@ int registry_make(const char *name, mode_t mode, const Caller *who, RegistryDone
 	return 0;
 }
 
+/* It is still stored: then it is still there. */
+static void bring_back(uint32_t serial)
+{
+	Vm *vm = vm_new(serial, 0, "");
+
+	if (!vm_load(vm) || registry_find(vm->name) || id_taken(vm->id)) {
+		vm_unref(vm);
+		return;
+	}
+	insert(vm);
+	vm_changed(vm, EV_NAME);
+	vm_save_run(vm);
+}
+
 static void removed(void *arg, int err)
 {
+	const Change *c = arg;
+
+	if (err)
+		bring_back(c->vm->serial);
 	change_end(arg, err);
 }
 

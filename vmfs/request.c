@@ -58,6 +58,12 @@ static bool is_repeatable(uint32_t opcode)
 	}
 }
 
+/* What was done for it must not be done again. */
+static bool changes_something(uint32_t opcode)
+{
+	return !is_repeatable(opcode) && (opcode != FUSE_READ || keep_dirty());
+}
+
 /* ---- answering ---- */
 
 static void keep_reply(const struct fuse_out_header *out, const struct iovec *iov, int count)
@@ -81,7 +87,7 @@ static ssize_t write_answer(int fd, struct iovec *iov, int count, void *arg)
 	if (current.mute && out->unique)
 		return (ssize_t)out->len;
 	current.answered |= is_current;
-	if (waited || (is_current && keep_dirty() && !is_repeatable(current.in->opcode)))
+	if (waited || (is_current && changes_something(current.in->opcode)))
 		keep_reply(out, iov, count);
 	/* What is told is kept: nobody can know more than a successor will. */
 	keep_commit();

@@ -126,19 +126,37 @@ static int write_file(int dir_fd, const char *path, GBytes *data, bool durable)
 	return err;
 }
 
+/* As a rename, but the old file stays under the new one's name, to be put back. */
+static bool exchange(int dir_fd, const char *tmp, const char *path, bool *was_there)
+{
+	*was_there = !renameat2(dir_fd, tmp, dir_fd, path, RENAME_EXCHANGE);
+	/* It was not there; or the file system cannot exchange. */
+	return *was_there || !renameat(dir_fd, tmp, dir_fd, path);
+}
+
+/* Either all of it happens, or nothing that a restarted daemon could tell. */
 static int put_file(int dir_fd, const char *path, GBytes *data, bool durable)
 {
 	g_autofree char *tmp = g_strconcat(path, ".tmp", NULL);
 	int err = write_file(dir_fd, tmp, data, durable);
+	bool was_there = false;
 
 	if (err)
 		return err;
-	if (renameat(dir_fd, tmp, dir_fd, path)) {
+	if (durable ? !exchange(dir_fd, tmp, path, &was_there)
+		    : renameat(dir_fd, tmp, dir_fd, path)) {
 		err = errno;
 		(void)unlinkat(dir_fd, tmp, 0);
 		return err;
 	}
-	return durable ? sync_parent(dir_fd, path) : 0;
+	err = durable ? sync_parent(dir_fd, path) : 0;
+	if (err && was_there)
+		(void)renameat2(dir_fd, tmp, dir_fd, path, RENAME_EXCHANGE);
+	else if (err)
+		(void)unlinkat(dir_fd, path, 0);
+	if (was_there)
+		(void)unlinkat(dir_fd, tmp, 0);
+	return err;
 }
 
 static int open_dir(int at, const char *name)
@@ -198,8 +216,11 @@ static int remove_vm(const char *path)
 	if (unlinkat(store.fd, meta, 0) && errno != ENOENT)
 		return errno;
 	fd = openat(store.fd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	if (fd < 0)
-		return errno == ENOENT ? 0 : errno;
+	if (fd < 0) {
+		if (errno != ENOENT)
+			log_warning("cannot remove %s/%s: %s", store.dir, path, g_strerror(errno));
+		return 0;
+	}
 	/* An owner who goes on making directories is not followed for ever. */
 	for (unsigned turn = 0; turn < MAX_TURNS; turn++) {
 		int top = open_dir(fd, ".");

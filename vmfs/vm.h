@@ -187,8 +187,6 @@ void vm_set_rejected(Vm *vm, GBytes *text);
 GPtrArray *vm_pending(const Vm *vm);
 
 Stream *vm_console(Vm *vm);
-/* console.log, to read: a descriptor, or -1 and errno. */
-int vm_open_console_log(Vm *vm);
 Stream *vm_events(Vm *vm);
 
 /* Type at the console. Bytes taken, -EAGAIN when it has no room, -ESRCH when nothing runs. */
@@ -210,6 +208,8 @@ void vm_restore(Vm *vm);
 void vm_restore_all(void);
 /* Fill in from the store. false: damaged. */
 bool vm_load(Vm *vm);
+/* Make do without what a damaged meta told. */
+void vm_recover(Vm *vm, uint32_t id);
 bool vm_load_meta(Vm *vm, GBytes *meta);
 /*
  * Be a new machine to cloud-init at the next start, which then does again what it does once: for a

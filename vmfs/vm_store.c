@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "vmfs/err.h"
@@ -19,20 +20,47 @@
 
 #define MAX_FILE	  (1u << 20)
 #define ADOPT_DEADLINE_MS 15000
+#define SUM_MARK	  "#sum="
+#define SUM_LEN		  16 /* digits */
 
+static char *sum_of(const char *text, gsize len)
+{
+	g_autofree char *sum =
+		g_compute_checksum_for_data(G_CHECKSUM_SHA256, (const guchar *)text, len);
+
+	return g_strndup(sum, SUM_LEN);
+}
+
+/* The sum is a comment, which versions that do not know it pass over. */
 static GBytes *key_file_bytes(GKeyFile *file)
 {
 	gsize len;
-	char *text = g_key_file_to_data(file, &len, NULL);
+	g_autofree char *text = g_key_file_to_data(file, &len, NULL), *sum = sum_of(text, len);
+	char *whole = g_strdup_printf("%s" SUM_MARK "%s\n", text, sum);
 
-	return g_bytes_new_take(text, len);
+	return g_bytes_new_take(whole, strlen(whole));
+}
+
+/* False when what was stored is not what was written. The first versions wrote no sum. */
+static bool has_good_sum(GBytes *bytes)
+{
+	gsize len;
+	const char *data = g_bytes_get_data(bytes, &len);
+	g_autofree char *text = data ? g_strndup(data, len) : NULL, *sum = NULL;
+	const char *mark = text ? g_strrstr(text, SUM_MARK) : NULL;
+
+	if (!mark)
+		return true;
+	sum = sum_of(text, (gsize)(mark - text));
+	return !strncmp(mark + strlen(SUM_MARK), sum, SUM_LEN);
 }
 
 static GKeyFile *key_file_parse(GBytes *bytes)
 {
 	GKeyFile *file = g_key_file_new();
 
-	if (bytes && g_key_file_load_from_bytes(file, bytes, G_KEY_FILE_NONE, NULL))
+	if (bytes && has_good_sum(bytes) &&
+	    g_key_file_load_from_bytes(file, bytes, G_KEY_FILE_NONE, NULL))
 		return file;
 	g_key_file_unref(file);
 	return NULL;
@@ -317,8 +345,8 @@ bool vm_load(Vm *vm)
 	g_autoptr(GError) e = NULL;
 	Spec *spec;
 
-	if (!meta || !vm_load_meta(vm, meta))
-		return false;
+	const bool ok = meta && vm_load_meta(vm, meta);
+
 	load_run(vm);
 	load_saved(vm);
 	snapshot_load(vm);
@@ -336,7 +364,30 @@ bool vm_load(Vm *vm)
 		g_prefix_error(&e, "the stored spec.yaml cannot be used: ");
 		vm_set_error(vm, "load", e);
 	}
-	return true;
+	return ok;
+}
+
+void vm_recover(Vm *vm, uint32_t id)
+{
+	g_autoptr(GError) e =
+		err_new(EBADMSG,
+			"its meta in %s/vms/%u is damaged: its name, modes and id are "
+			"lost, its owner is that of its data; give it a name with mv",
+			store_dir(), vm->serial);
+	struct stat st;
+
+	g_free(vm->name);
+	vm->name = g_strdup_printf("damaged-%u", vm->serial);
+	vm->id = id;
+	vm->mode = 0700;
+	vm->umask = 077;
+	vm->uid = geteuid();
+	vm->gid = getegid();
+	if (!stat(vm_data_dir(vm), &st)) {
+		vm->uid = st.st_uid;
+		vm->gid = st.st_gid;
+	}
+	vm_set_error(vm, "load", e);
 }
 
 static const Verb adopt_verb = {

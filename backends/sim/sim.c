@@ -439,6 +439,27 @@ static bool can_apply(const BackendVm *bv, const Spec *want, const char *key)
 	       g_str_has_suffix(key, ".ports");
 }
 
+/* What the former daemon had printed, and nobody read yet. */
+static void catch_up(SimVm *s)
+{
+	Vm *vm = s->base.vm;
+	uint64_t offset;
+	char buf[4096];
+	ssize_t n;
+	int fd;
+
+	if (!vm_console_resume(vm, &offset))
+		return;
+	fd = vm_open_console_log(vm);
+	while (fd >= 0 && (n = pread(fd, buf, sizeof buf, (off_t)offset)) > 0) {
+		offset += (uint64_t)n;
+		backend_console(&s->base, buf, (size_t)n);
+		backend_console_at(&s->base, offset);
+	}
+	if (fd >= 0)
+		close(fd);
+}
+
 static void adopt(BackendVm *bv, Op *op)
 {
 	SimVm *s = sim_from(bv);
@@ -447,6 +468,7 @@ static void adopt(BackendVm *bv, Op *op)
 	VmState state = truth ? vm_state_find(truth) : VM_STATE_MAX;
 
 	s->memory = run ? g_key_file_get_string(run, "backend", "memory", NULL) : NULL;
+	catch_up(s);
 	if (state == VM_RUNNING || state == VM_PAUSED) {
 		sim_tell(s, state, NULL);
 		sim_booted(s);
