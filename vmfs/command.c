@@ -372,6 +372,7 @@ bool vm_command(Vm *vm, const char *text, size_t len, Op **op, GError **err)
 	}
 	if (ok && !c.verb && !done)
 		c.verb = verb_for_noun(vm, c.noun, op, &done);
+	g_assert(!ok || done || c.verb);
 	if (ok && !done && c.verb->kind == OP_RESTORE) {
 		arg = snapshot_ready(vm, c.word, &e);
 		ok = arg != NULL;

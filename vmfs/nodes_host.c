@@ -91,6 +91,8 @@ static void show_capabilities(const NodeRef *r, GString *out)
 		g_string_append(out, "ip\n");
 	if (cls->want_cloud_init)
 		g_string_append(out, "cloud-init\n");
+	if (cls->exec)
+		g_string_append(out, "exec\n");
 	for (unsigned i = ASK_NONE + 1; i < ASK_MAX; i++)
 		if (cls->ask[i])
 			g_string_append_printf(out, "%s\n", ask_name((AskKind)i));
