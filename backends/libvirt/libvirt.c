@@ -184,6 +184,9 @@ static void probe(Backend *be)
 static bool check(Backend *be, const Spec *spec, GError **err)
 {
 	(void)be;
+	if (spec->shares->len)
+		return err_set(err, EOPNOTSUPP,
+			       "shares: backend 'libvirt' of this version shares no directories");
 	for (unsigned i = 0; i < spec->disks->len; i++) {
 		const SpecDisk *d = spec->disks->pdata[i];
 

@@ -464,6 +464,9 @@ bool qemu_check(const QemuHost *host, const Spec *s, GError **err)
 		return err_set(err, EOPNOTSUPP,
 			       "firmware: uefi needs OVMF, which is not installed "
 			       "(on Debian: apt install ovmf)");
+	if (s->shares->len)
+		return err_set(err, EOPNOTSUPP,
+			       "shares: backend 'qemu' of this version shares no directories");
 	if (!check_accel(s, host, err) || !check_microvm(s, err))
 		return false;
 	for (guint i = 0; i < s->nics->len; i++) {

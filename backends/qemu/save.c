@@ -73,6 +73,37 @@ static void show_progress(QemuStream *s, const json_t *result)
 		op_progress(s->op, (unsigned)((total - left) * 100 / total));
 }
 
+static void settle_again(void *arg);
+
+static void settled(void *arg, const json_t *result, const GError *err)
+{
+	QemuStream *s = arg;
+	const char *status = json_string_value(json_object_get(result, "status"));
+
+	s->ask = NULL;
+	if (!err && !g_strcmp0(status, "finish-migrate"))
+		s->timer = timer_start(ASK_AGAIN_MS, settle_again, s);
+	else
+		finish(s, err);
+}
+
+/* QEMU says that it has completed some time before it takes `cont` again, and no word of that. */
+static void settle(QemuStream *s)
+{
+	timer_stop(&s->timer);
+	qmp_cancel(&s->ask);
+	if (s->q->qmp)
+		s->ask = qmp_execute(s->q->qmp, "query-status", NULL, settled, s);
+}
+
+static void settle_again(void *arg)
+{
+	QemuStream *s = arg;
+
+	s->timer = NULL;
+	settle(s);
+}
+
 static void asked(void *arg, const json_t *result, const GError *err)
 {
 	QemuStream *s = arg;
@@ -82,7 +113,7 @@ static void asked(void *arg, const json_t *result, const GError *err)
 	if (err) {
 		finish(s, err);
 	} else if (status && !strcmp(status, "completed")) {
-		finish(s, NULL);
+		settle(s);
 	} else if (status && is_over(status) && (s->aborting || strcmp(status, "none"))) {
 		finish_failed(s, json_string_value(json_object_get(result, "error-desc")));
 	} else {
@@ -109,7 +140,7 @@ void qemu_stream_event(QemuVm *q, const char *status)
 		return;
 	timer_stop(&s->timer);
 	if (!strcmp(status, "completed"))
-		finish(s, NULL);
+		settle(s);
 	else
 		ask(s); /* why */
 }

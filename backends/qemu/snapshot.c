@@ -29,7 +29,7 @@ typedef struct Taking {
 	const Snapshot *snapshot;
 	char *dir;
 	int memory;
-	bool live, held;
+	bool held;
 	gint64 stopped; /* us, monotonic */
 	GPtrArray *facts, *disks;
 	guint making; /* index of the disk that is made */
@@ -86,15 +86,15 @@ static json_t *args_of(const char *key, const char *value)
 
 /* ---- prepare: directory, memory file, what QEMU can ---- */
 
-static void live_answered(void *arg, const json_t *result, const GError *err)
+static void prepared(void *arg, const json_t *result, const GError *err)
 {
 	Taking *t = arg;
 
 	t->slot = NULL;
-	t->live = !err;
 	if (err)
-		(void)qemu_stream_prepare(t->q, false, false, NULL, NULL);
-	op_next(t->op);
+		op_fail(t->op, g_error_copy(err));
+	else
+		op_next(t->op);
 }
 
 static void machine_answered(void *arg, const json_t *result, const GError *err)
@@ -107,7 +107,11 @@ static void machine_answered(void *arg, const json_t *result, const GError *err)
 		return;
 	}
 	qemu_add_machine_fact(t->facts, result);
-	t->slot = qemu_stream_prepare(t->q, true, false, live_answered, t);
+	/*
+	 * The guest is paused meanwhile: QEMU 7.2 hangs for good where a migration with
+	 * background-snapshot is cancelled or fails.
+	 */
+	t->slot = qemu_stream_prepare(t->q, false, false, prepared, t);
 }
 
 static bool make_files(Taking *t, bool memory, GError **err)
@@ -484,7 +488,7 @@ static void memory_run(Op *op, void *ctx)
 {
 	Taking *t = ctx;
 
-	if (t->live || !t->copying)
+	if (!t->copying)
 		write_memory(t);
 	else /* at whose end QEMU would end the copies */
 		t->want_copies = true;
