@@ -163,13 +163,11 @@ static json_t *capability(const char *name, bool on)
 	return c;
 }
 
-static json_t *capabilities(bool live, bool shared)
+static json_t *capabilities(void)
 {
 	json_t *args = json_object(), *list = json_array();
 
 	json_array_append_new(list, capability("events", true));
-	json_array_append_new(list, capability("background-snapshot", live));
-	json_array_append_new(list, capability("x-ignore-shared", shared));
 	json_object_set_new(args, "capabilities", list);
 	return args;
 }
@@ -195,13 +193,13 @@ static QemuStream *stream_new(QemuVm *q, Op *op, QemuStreamFn done, void *arg)
 	return s;
 }
 
-QmpSlot *qemu_stream_prepare(QemuVm *q, bool live, bool shared, QmpFn fn, void *arg)
+QmpSlot *qemu_stream_prepare(QemuVm *q, QmpFn fn, void *arg)
 {
 	json_t *args = json_object();
 
 	json_object_set_new(args, "max-bandwidth", json_integer(MAX_BANDWIDTH));
 	qmp_execute(q->qmp, "migrate-set-parameters", args, NULL, NULL);
-	return qmp_execute(q->qmp, "migrate-set-capabilities", capabilities(live, shared), fn, arg);
+	return qmp_execute(q->qmp, "migrate-set-capabilities", capabilities(), fn, arg);
 }
 
 QemuStream *qemu_stream_out(QemuVm *q, Op *op, int fd, QemuStreamFn done, void *arg)

@@ -8,12 +8,8 @@
 typedef struct QemuStream QemuStream;
 typedef void (*QemuStreamFn)(void *arg, const GError *err);
 
-/*
- * Set QEMU up for it, before anything waits. live: the guest may go on while it is saved, from when
- * its state is known; that QEMU does by itself, and not everywhere, which the answer tells. shared:
- * memory that is shared with a file is left out.
- */
-QmpSlot *qemu_stream_prepare(QemuVm *q, bool live, bool shared, QmpFn fn, void *arg);
+/* Set QEMU up for it, before anything waits. The guest is to be paused while it is saved. */
+QmpSlot *qemu_stream_prepare(QemuVm *q, QmpFn fn, void *arg);
 /* done is called once unless it is forgotten first. fd is taken; op (or NULL) gets the progress. */
 QemuStream *qemu_stream_out(QemuVm *q, Op *op, int fd, QemuStreamFn done, void *arg);
 QemuStream *qemu_stream_in(QemuVm *q, Op *op, int fd, QemuStreamFn done, void *arg);

@@ -111,7 +111,7 @@ static void machine_answered(void *arg, const json_t *result, const GError *err)
 	 * The guest is paused meanwhile: QEMU 7.2 hangs for good where a migration with
 	 * background-snapshot is cancelled or fails.
 	 */
-	t->slot = qemu_stream_prepare(t->q, false, false, prepared, t);
+	t->slot = qemu_stream_prepare(t->q, prepared, t);
 }
 
 static bool make_files(Taking *t, bool memory, GError **err)

@@ -162,7 +162,7 @@ static void load_run(Op *op, void *ctx)
 	QemuWake *w = s->wake;
 
 	start_connect(s);
-	(void)qemu_stream_prepare(s->q, false, false, NULL, NULL);
+	(void)qemu_stream_prepare(s->q, NULL, NULL);
 	w->stream = qemu_stream_in(s->q, op, w->memory, loaded, s);
 	w->memory = -1;
 	w->waiting = true;
