@@ -71,8 +71,7 @@ static void job_give(GAsyncQueue *to, Job *j)
 
 static Job *job_taken(gpointer job)
 {
-	if (job)
-		__tsan_acquire(job);
+	__tsan_acquire(job);
 	return job;
 }
 
@@ -351,8 +350,9 @@ static Job *next_job(void)
 
 		if (!store.unsynced->len)
 			return job_taken(g_async_queue_pop(store.todo));
-		j = left > 0 ? job_taken(g_async_queue_timeout_pop(store.todo, (guint64)left))
-			     : NULL;
+		j = left > 0 ? g_async_queue_timeout_pop(store.todo, (guint64)left) : NULL;
+		if (j)
+			j = job_taken(j);
 		if (!j || j->kind == QUIT || (j->kind == PUT && j->durable))
 			sync_vms();
 		if (j)
@@ -388,7 +388,8 @@ static void report_jobs(void)
 {
 	Job *j;
 
-	while ((j = job_taken(g_async_queue_try_pop(store.done)))) {
+	while ((j = g_async_queue_try_pop(store.done))) {
+		j = job_taken(j);
 		store.busy--;
 		if (j->err && !j->fn && j->kind != QUIT)
 			log_error("cannot write %s/%s: %s", store.dir, j->path, g_strerror(j->err));
