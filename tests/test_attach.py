@@ -559,6 +559,21 @@ def test_no_slot_is_left(real, disk):
 
 
 @pytest.mark.qemu
+def test_shares(qemu, scratch):
+    """The guest finds a device a share; live they must wait. (Its kernel, the cloud's, has no 9p.)"""
+    vm = qemu.vm(spec=qemu.spec(extra=f"shares:\n  in: {{path: {scratch}, readonly: true}}\n"))
+    (scratch / "out").mkdir()
+    os.symlink(scratch / "out", vm / "shares/out")
+    vm.do("start")
+    Shell(vm, qemu)("cat /sys/bus/virtio/devices/*/device | grep -c 0x0009", "2")
+    (scratch / "later").mkdir()
+    os.symlink(scratch / "later", vm / "shares/later")
+    assert vm.read("pending") == "shares.later\n"
+    os.unlink(vm / "shares/later")
+    assert vm.read("pending") == ""
+
+
+@pytest.mark.qemu
 def test_microvm_must_wait(qemu, guest, disk):
     vm = qemu.vm(spec=qemu.spec().replace("backend: qemu\n", "backend: qemu\nmachine: microvm\n"))
     vm.do("start")

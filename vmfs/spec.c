@@ -114,7 +114,7 @@ static const Field top_fields[] = {
 	  .section = &cloud_init_section,
 	  .doc = "given ({} will do): the guest finds a NoCloud seed, for its cloud-init" },
 	{ "shares", FIELD_NAMED, offsetof(Spec, shares), .section = &share_section,
-	  .doc = "host directories by name, which the guest mounts: mount -t virtiofs NAME /mnt" },
+	  .doc = "host directories by name, which the guest mounts: mount -t 9p -o trans=virtio NAME /mnt" },
 	{ "stop_timeout", FIELD_DURATION, offsetof(Spec, stop_timeout_ms), .max = HOUR_MS,
 	  .of_core = true, .preset = "30s",
 	  .doc = "how long a stop waits for the guest before it forces it" },

@@ -18,6 +18,7 @@
 #define VNC_FIRST_PORT 5900
 #define MAX_SERIAL     20 /* what virtio-blk can tell the guest */
 
+#define MAX_SHARES   12
 #define MAX_BRIDGES  8
 #define MAX_SLOT     (MAX_BRIDGES * QEMU_BRIDGE_SLOTS - 1)
 #define FIRST_BRIDGE 0x1e /* its slot on the root bus; others are below */
@@ -241,6 +242,18 @@ static void add_nic(const Build *b, const SpecNic *n)
 	    n->name, mac, b->in->spec->machine == MACHINE_Q35 ? ",romfile=" : "", at);
 }
 
+/* QEMU serves it itself, with the owner's rights; files that the guest makes are the owner's. */
+static void add_share(const Build *b, const SpecShare *share)
+{
+	g_autofree char *path = escape(share->path);
+
+	add(b, "-fsdev",
+	    "local,id=share-%s,security_model=none,multidevs=remap,readonly=%s,path=%s",
+	    share->name, share->readonly ? "on" : "off", path);
+	add(b, "-device", "virtio-9p-%s,id=share-%s,fsdev=share-%s,mount_tag=%s", b->bus,
+	    share->name, share->name, share->name);
+}
+
 /* ---- slots ---- */
 
 int qemu_slot(GHashTable *slots, const char *id)
@@ -401,6 +414,8 @@ void qemu_argv(const QemuArgs *in, GPtrArray *argv)
 	add_seed(&b);
 	for (guint i = 0; i < in->spec->nics->len; i++)
 		add_nic(&b, in->spec->nics->pdata[i]);
+	for (guint i = 0; i < in->spec->shares->len; i++)
+		add_share(&b, in->spec->shares->pdata[i]);
 }
 
 static bool check_nic(const SpecNic *n, GError **err)
@@ -464,9 +479,10 @@ bool qemu_check(const QemuHost *host, const Spec *s, GError **err)
 		return err_set(err, EOPNOTSUPP,
 			       "firmware: uefi needs OVMF, which is not installed "
 			       "(on Debian: apt install ovmf)");
-	if (s->shares->len)
-		return err_set(err, EOPNOTSUPP,
-			       "shares: backend 'qemu' of this version shares no directories");
+	/* What is left of the root bus. */
+	if (s->shares->len > MAX_SHARES)
+		return err_set(err, EOPNOTSUPP, "shares: backend 'qemu' takes at most %d",
+			       MAX_SHARES);
 	if (!check_accel(s, host, err) || !check_microvm(s, err))
 		return false;
 	for (guint i = 0; i < s->nics->len; i++) {
