@@ -441,3 +441,30 @@ def test_exec_blocks_no_recursive_tool(guest_up):
         assert (guest_up.fs.base / f"copy/{job.name}/cmd").read_text() == "sleep 600\n"
         job.write("status", "signal 9\n")
         job.out()
+
+
+@pytest.fixture
+def raw_disk(scratch):
+    path = scratch / "data.raw"
+    with open(path, "wb") as f:
+        f.truncate(8 << 20)
+    return path
+
+
+def test_attach_and_detach(up, backend, raw_disk):
+    """Live where the backend can, else at the next start: either way spec.yaml and pending agree."""
+    before = up.spec
+    backend.booted(up)
+    os.symlink(raw_disk, up / "disks/data")
+    assert os.readlink(up / "disks/data") == str(raw_disk)
+    assert str(raw_disk) in up.spec and up.read("pending") in ("", "disks.data\n")
+    os.unlink(up / "disks/data")
+    assert os.listdir(up / "disks") == [] and up.read("pending") == ""
+    assert up.spec == before + "disks: {}\n" and up.read("error") == ""
+
+
+def test_attach_before_the_start(backend, raw_disk):
+    vm = backend.vm()
+    os.symlink(raw_disk, vm / "disks/data")
+    vm.do("start")
+    assert os.listdir(vm / "disks") == ["data"] and vm.read("pending") == ""

@@ -155,24 +155,26 @@ static void add_command(Plug *p, const char *option, const char *value)
 	}
 }
 
-/* What is behind the device, the last first. It may be gone, so nobody looks at the answers. */
-static void remove_back_end(QemuVm *q, const char *id)
+/*
+ * What is behind the device, the last first. It may be gone, so what QEMU says does not matter; fn
+ * (or NULL) is told when it has said it.
+ */
+static QmpSlot *remove_back_end(QemuVm *q, const char *id, QmpFn fn)
 {
 	const char *name = strchr(id, '-') + 1;
 
 	if (!q->qmp)
-		return;
+		return NULL;
 	if (g_str_has_prefix(id, QEMU_NIC_ID)) {
 		g_autofree char *net = g_strconcat(QEMU_NET_PREFIX, name, NULL);
 
-		qmp_execute(q->qmp, "netdev_del", one_arg("id", net), NULL, NULL);
-	} else {
-		g_autofree char *node = qemu_block_node("disk-", name);
-		g_autofree char *file = qemu_block_node("file-", name);
-
-		qmp_execute(q->qmp, "blockdev-del", one_arg("node-name", node), NULL, NULL);
-		qmp_execute(q->qmp, "blockdev-del", one_arg("node-name", file), NULL, NULL);
+		return qmp_execute(q->qmp, "netdev_del", one_arg("id", net), fn, q);
 	}
+	g_autofree char *node = qemu_block_node("disk-", name);
+	g_autofree char *file = qemu_block_node("file-", name);
+
+	qmp_execute(q->qmp, "blockdev-del", one_arg("node-name", node), NULL, NULL);
+	return qmp_execute(q->qmp, "blockdev-del", one_arg("node-name", file), fn, q);
 }
 
 static void forget_slots(QemuVm *q, const char *id)
@@ -279,7 +281,7 @@ static void plug(QemuVm *q)
 	for (guint i = 0; i + 1 < argv->len; i += 2)
 		add_command(p, argv->pdata[i], argv->pdata[i + 1]);
 	/* What a daemon before us may have left when it died. */
-	remove_back_end(q, p->id);
+	(void)remove_back_end(q, p->id, NULL);
 	plug_next(q);
 }
 
@@ -382,18 +384,47 @@ static bool is_ours(const char *id)
 	return g_str_has_prefix(id, QEMU_DISK_ID) || g_str_has_prefix(id, QEMU_NIC_ID);
 }
 
+static void unplugged(void *arg, const json_t *result, const GError *err)
+{
+	QemuVm *q = arg;
+
+	(void)result;
+	(void)err;
+	q->op_slot = NULL;
+	qemu_end_op(q, NULL);
+}
+
 void qemu_device_deleted(QemuVm *q, const char *id)
 {
 	const Plug *p = q->plug;
+	const bool awaited = p && p->asked && !strcmp(p->id, id);
 
 	if (!is_ours(id) || !q->slots)
 		return;
-	remove_back_end(q, id);
+	if (awaited) {
+		/* The event may come before the answer, which does not matter any more. */
+		qmp_cancel(&q->op_slot);
+		timer_stop(&q->op_timer);
+	}
 	forget_slots(q, id);
-	if (p && p->asked && !strcmp(p->id, id))
-		qemu_end_op(q, NULL);
+	if (q->leaving)
+		g_hash_table_remove(q->leaving, id);
+	/* Only then is the file free for whoever wants it next. */
+	if (awaited)
+		q->op_slot = remove_back_end(q, id, unplugged);
 	else
+		(void)remove_back_end(q, id, NULL);
+	if (!awaited)
 		lost_device(q, id);
+}
+
+/* What nobody wants, but the guest has. QEMU would take its name for another, and mix them up. */
+static void send_away(QemuVm *q, const char *id)
+{
+	if (!q->leaving)
+		q->leaving = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+	g_hash_table_add(q->leaving, g_strdup(id));
+	qmp_execute(q->qmp, "device_del", one_arg("id", id), NULL, NULL);
 }
 
 /* ---- the op ---- */
@@ -431,6 +462,14 @@ void qemu_plug_apply(QemuVm *q, Op *op)
 		return;
 	if (!spec_named(p->want, p->key)) {
 		unplug(q);
+		return;
+	}
+	if (q->leaving && g_hash_table_contains(q->leaving, p->id)) {
+		send_away(q, p->id);
+		qemu_end_op(q, err_new(EBUSY,
+				       "%s: the guest has not let go yet of the one of that name "
+				       "which it had before; try again, or take another name",
+				       p->key));
 		return;
 	}
 	if (g_str_has_prefix(p->key, "disks."))
@@ -488,6 +527,6 @@ void qemu_reconcile(QemuVm *q, const json_t *peripherals)
 				: NULL;
 
 		if (key && !spec_named(q->base.spec, key))
-			qmp_execute(q->qmp, "device_del", one_arg("id", id), NULL, NULL);
+			send_away(q, id);
 	}
 }

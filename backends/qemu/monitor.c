@@ -124,6 +124,7 @@ void qemu_forget(QemuVm *q)
 	q->accel = NULL;
 	g_clear_pointer(&q->slots, g_hash_table_unref);
 	g_clear_pointer(&q->key_names, g_ptr_array_unref);
+	g_clear_pointer(&q->leaving, g_hash_table_unref);
 	q->exited = false;
 	q->end = (QemuEnd){ 0 };
 	q->died = NULL;

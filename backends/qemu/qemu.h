@@ -125,6 +125,7 @@ struct QemuVm {
 	GHashTable *slots;	  /* where the devices of what runs are; NULL: as at a start */
 	unsigned bridges;	  /* that it was started with */
 	struct Plug *plug;	  /* of hotplug.c, while something is changed */
+	GHashTable *leaving;	  /* set of ids: not ours any more, but still in the guest */
 
 	/* The monitor. */
 	Qmp *qmp;
