@@ -178,6 +178,8 @@ void exec_lost(BackendVm *bv, const char *why);
 /* What a backend may ask of a VM. */
 const char *vm_name(const Vm *vm);
 const char *vm_instance_id(const Vm *vm);
+/* The document in force, for what takes effect at once; the rest is in BackendVm.spec. */
+const Spec *vm_spec(const Vm *vm);
 unsigned vm_id(const Vm *vm);
 uid_t vm_uid(const Vm *vm);
 gid_t vm_gid(const Vm *vm);

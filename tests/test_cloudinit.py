@@ -107,7 +107,9 @@ def test_seed(fs, qemu):
     vm.do("start")
     third = files(seed_of(fs))
     assert set(third) == {"user-data", "meta-data"}
-    assert instance not in third["meta-data"] and "public-keys" not in third["meta-data"]
+    assert instance not in third["meta-data"]
+    # Nobody's key, so the VM's own, which ssh_config has.
+    assert KEY not in third["meta-data"] and third["meta-data"].count("ssh-ed25519") == 1
     vm.do("kill")
     vm.write("spec.yaml", qemu.spec())
     vm.do("start")

@@ -21,6 +21,7 @@ FILES = {
     "id": "r",
     "cmdline": "r",
     "stats": "r",
+    "ssh_config": "r",
     "keys": "w",
     "console.log": "r",
     "sim": "rw",
@@ -31,7 +32,7 @@ FILES = {
 }
 DIRS = {"snapshots", "exec", "disks", "nics", "shares"}
 STREAMS = {"console": "rw", "events": "r"}
-WAITS = {"asleep", "snapshots", "stopped", "running", "paused", "crashed", "ip", "agent", "cloud-init"}
+WAITS = {"ssh", "asleep", "snapshots", "stopped", "running", "paused", "crashed", "ip", "agent", "cloud-init"}
 HOST_FILES = ["version", "help", "backends/sim/status", "backends/qemu/status",
               "hosts/local/status", "hosts/local/node"]
 READ, WRITE = 0o444, 0o222

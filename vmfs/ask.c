@@ -47,7 +47,7 @@ const char *ask_name(AskKind kind)
 {
 	static const char *const names[ASK_MAX] = {
 		[ASK_NONE] = "nothing", [ASK_SCREEN] = "screen",   [ASK_STATS] = "stats",
-		[ASK_KEYS] = "keys",	[ASK_MONITOR] = "monitor",
+		[ASK_KEYS] = "keys",	[ASK_MONITOR] = "monitor", [ASK_SSH] = "ssh",
 	};
 
 	return names[kind];

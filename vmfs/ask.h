@@ -19,6 +19,7 @@ typedef enum AskKind {
 	ASK_STATS,   /* "KEY VALUE" lines of counters, by the names that vmfs(5) has */
 	ASK_KEYS,    /* press the keys of ask_text(); an empty answer */
 	ASK_MONITOR, /* give the line of ask_text() to the VMM's monitor; what it says to that */
+	ASK_SSH, /* what `ssh -F` reads (ssh_config()), key and all; empty: nothing leads there */
 	ASK_MAX,
 } AskKind;
 

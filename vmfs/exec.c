@@ -472,8 +472,12 @@ void exec_open_input(ExecJob *job)
 
 void exec_close_input(ExecJob *job)
 {
-	/* Opened before a restart of the daemon, it was not counted. */
-	if (!job || !job->writers || --job->writers || job->input_closed)
+	if (!job || job->input_closed)
+		return;
+	/* One that a former daemon had opened was not counted. */
+	if (job->writers)
+		job->writers--;
+	if (job->writers)
 		return;
 	job->input_closed = true;
 	flush(job);

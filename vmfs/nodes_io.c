@@ -8,6 +8,7 @@
 #include "vmfs/node.h"
 #include "vmfs/registry.h"
 #include "vmfs/snapshot.h"
+#include "vmfs/ssh.h"
 
 /* What is told before all else, in pieces as small as the reader wants them. */
 static size_t read_first(Reader *reader, char *buf, size_t size)
@@ -164,6 +165,8 @@ static bool is_true(const NodeRef *r)
 		return vm->cloud_init != NULL;
 	if (!strcmp(r->node->name, "snapshots"))
 		return !snapshot_any_taking(vm);
+	if (!strcmp(r->node->name, "ssh"))
+		return ssh_answers_at(vm) != NULL;
 	return !strcmp(r->node->name, vm_state_name(vm->state));
 }
 
@@ -204,6 +207,8 @@ static ssize_t wait_read(const NodeRef *r, Reader *reader, char *buf, size_t siz
 		text = g_strjoinv("\n", r->vm->ips);
 	else if (!strcmp(r->node->name, "cloud-init"))
 		text = g_strdup(r->vm->cloud_init);
+	else if (!strcmp(r->node->name, "ssh"))
+		text = g_strdup(ssh_answers_at(r->vm));
 	reader->first = g_string_new(text ? text : r->node->name);
 	g_string_append_c(reader->first, '\n');
 	return (ssize_t)read_first(reader, buf, size);
@@ -226,6 +231,26 @@ static const StreamClass wait_stream = {
 	.queue = wait_queue,
 };
 
+static void wait_ssh_open(const NodeRef *r, Reader *reader)
+{
+	(void)reader;
+	ssh_wait(r->vm);
+}
+
+static void wait_ssh_close(const NodeRef *r, Reader *reader)
+{
+	(void)reader;
+	ssh_unwait(r->vm);
+}
+
+static const StreamClass wait_ssh_stream = {
+	.open = wait_ssh_open,
+	.close = wait_ssh_close,
+	.read = wait_read,
+	.ready = wait_ready,
+	.queue = wait_queue,
+};
+
 #define STREAM(mode) (S_IFREG | (mode))
 
 // clang-format off
@@ -237,6 +262,7 @@ static const Node wait_rows[] = {
 	{ 165, "snapshots", STREAM(0444), .stream = &wait_stream, .doc = "answers when no snapshot is being taken" },
 	{ 160, "asleep", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is asleep" },
 	{ 34, "ip", STREAM(0444), .stream = &wait_stream, .doc = "answers with the addresses when one is known" },
+	{ 37, "ssh", STREAM(0444), .stream = &wait_ssh_stream, .doc = "answers with address and port when the guest's ssh server does" },
 	{ 35, "agent", STREAM(0444), .stream = &wait_stream, .doc = "answers when the guest agent is there" },
 	{ 36, "cloud-init", STREAM(0444), .stream = &wait_stream,
 	  .doc = "answers 'done' or 'error' when cloud-init has ended in the guest, as its agent tells" },

@@ -194,6 +194,13 @@ static bool have_monitor(const NodeRef *r)
 	return cls && cls->ask[ASK_MONITOR];
 }
 
+static bool have_ssh(const NodeRef *r)
+{
+	const BackendClass *cls = class_of(r);
+
+	return cls && cls->ask[ASK_SSH];
+}
+
 static bool have_screen(const NodeRef *r)
 {
 	const BackendClass *cls = class_of(r);
@@ -341,6 +348,8 @@ static const Node vm_rows[] = {
 	  .doc = "stream: the present values, then a line a change: TIME NAME KEY VALUE..." },
 	{ 17, "wait", LNK, .target = ".io/wait",
 	  .doc = "streams that answer once something is true" },
+	{ 123, "ssh_config", REG(0440), .ask = ASK_SSH, .present = have_ssh,
+	  .doc = "for ssh -F, scp, rsync -e: the way to port 22 of the guest and the VM's own key, both made when it is first read; empty when it does not run, or has no nic" },
 	{ 110, "exec", S_IFDIR | 0775, .dir = &exec_dir, .present = have_exec,
 	  .doc = "commands in the guest: mkdir exec/j; echo 'uname -a' > exec/j/cmd; cat exec/j/stdout" },
 	{ 122, "domain.xml", REG(0660), .show = show_definition, .store = store_definition,

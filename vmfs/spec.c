@@ -25,6 +25,13 @@ static const char *const format_names[] = { "raw", "qcow2", NULL };
 static const char *const network_names[] = { "user", NULL };
 
 // clang-format off
+static const Field ssh_fields[] = {
+	{ "user", FIELD_TEXT, offsetof(Spec, ssh_user), .of_core = true, .preset = "root",
+	  .doc = "who ssh_config logs in as, and whom the VM's own key is given to" },
+	{ 0 },
+};
+static const Section ssh_section = { ssh_fields, 0, spec_check_ssh };
+
 static const Field boot_fields[] = {
 	{ "kernel", FIELD_PATH, offsetof(Spec, kernel),
 	  .doc = "kernel to boot, a path; absent: boot the first disk" },
@@ -113,6 +120,7 @@ static const Field top_fields[] = {
 	{ "cloud_init", FIELD_OPTION, offsetof(Spec, cloud_init.given),
 	  .section = &cloud_init_section,
 	  .doc = "given ({} will do): the guest finds a NoCloud seed, for its cloud-init" },
+	{ "ssh", FIELD_GROUP, .section = &ssh_section, .doc = "for ssh_config" },
 	{ "shares", FIELD_NAMED, offsetof(Spec, shares), .section = &share_section,
 	  .doc = "host directories by name, which the guest mounts: mount -t 9p -o trans=virtio NAME /mnt" },
 	{ "stop_timeout", FIELD_DURATION, offsetof(Spec, stop_timeout_ms), .max = HOUR_MS,

@@ -69,8 +69,9 @@ typedef struct Spec {
 	SpecAccel accel;
 	SpecMachine machine;
 	SpecFirmware firmware;
-	SpecDisplay display;		  /* ask spec_display() */
-	char *vnc;			  /* "unix", "ADDRESS:PORT" or NULL */
+	SpecDisplay display; /* ask spec_display() */
+	char *vnc;	     /* "unix", "ADDRESS:PORT" or NULL */
+	char *ssh_user;
 	char *kernel, *initrd, *cmdline;  /* kernel NULL: boot the first disk */
 	GPtrArray *disks, *nics, *shares; /* in the order of the document */
 	SpecCloudInit cloud_init;

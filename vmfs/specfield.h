@@ -72,6 +72,7 @@ extern const Section spec_section; /* the whole document */
 
 /* Checks of the sections, in specread.c. */
 bool spec_check_top(Reader *r, void *object, const YamlNode *map, GError **err);
+bool spec_check_ssh(Reader *r, void *object, const YamlNode *map, GError **err);
 bool spec_check_boot(Reader *r, void *object, const YamlNode *map, GError **err);
 bool spec_check_disk(Reader *r, void *object, const YamlNode *map, GError **err);
 bool spec_check_share(Reader *r, void *object, const YamlNode *map, GError **err);

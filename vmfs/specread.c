@@ -483,6 +483,19 @@ bool spec_check_nic(Reader *r, void *object, const YamlNode *map, GError **err)
 	return true;
 }
 
+bool spec_check_ssh(Reader *r, void *object, const YamlNode *map, GError **err)
+{
+	const char *user = ((const Spec *)object)->ssh_user;
+	const size_t len = strlen(user);
+
+	if (len && len <= 32 && *user != '-' &&
+	    strspn(user, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") ==
+		    len)
+		return true;
+	return fail(r, yaml_find(map, "user", NULL), err,
+		    "a user's name is up to 32 letters, digits, '.', '_' and '-'");
+}
+
 bool spec_check_top(Reader *r, void *object, const YamlNode *map, GError **err)
 {
 	const Spec *spec = object;

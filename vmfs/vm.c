@@ -21,6 +21,7 @@
 #include "vmfs/loop.h"
 #include "vmfs/scratch.h"
 #include "vmfs/snapshot.h"
+#include "vmfs/ssh.h"
 #include "vmfs/store.h"
 #include "vmfs/tty.h"
 #include "vmfs/waitq.h"
@@ -99,6 +100,7 @@ void vm_detach(Vm *vm)
 {
 	timer_stop(&vm->spec_back);
 	tty_close(vm);
+	ssh_forget(vm);
 	drop_backend(vm);
 	lifetime_fini(vm);
 	ask_forget(vm);
@@ -247,8 +249,10 @@ static void refresh_state(Vm *vm, unsigned changes)
 	}
 	if (changes)
 		vm_changed(vm, changes);
-	if (changes & EV_STATE)
+	if (changes & EV_STATE) {
 		vm_save_run(vm);
+		ssh_look_again(vm);
+	}
 }
 
 void vm_refresh_state(Vm *vm)
@@ -421,6 +425,11 @@ uint32_t vm_serial(const Vm *vm)
 const char *vm_name(const Vm *vm)
 {
 	return vm->name;
+}
+
+const Spec *vm_spec(const Vm *vm)
+{
+	return vm->spec;
 }
 
 const char *vm_instance_id(const Vm *vm)

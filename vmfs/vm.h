@@ -131,6 +131,7 @@ struct Vm {
 	GQueue waiters;		     /* parked readers of wait/, and pollers of files */
 	GQueue console_writers;	     /* writers for whom the console had no room */
 	struct Exec *exec;	     /* exec.h; NULL until first used */
+	struct SshWait *ssh;	     /* ssh.h; NULL: nobody waits for it */
 	struct Tty *tty;	     /* tty.h; NULL until first looked at */
 	GHashTable *scratch;	     /* scratch.h; NULL: none */
 	Lifetime life;

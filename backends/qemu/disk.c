@@ -186,8 +186,16 @@ static void add_machine_files(QemuDisks *d, Vm *vm, const Spec *spec)
 	const char *dir = vm_data_dir(vm);
 
 	d->seed_path = g_build_filename(dir, SEED_NAME, NULL);
-	if (spec->cloud_init.given)
-		d->seed = seed_new(&spec->cloud_init, vm_name(vm), vm_instance_id(vm));
+	if (spec->cloud_init.given) {
+		g_autoptr(GPtrArray) own = g_ptr_array_new();
+		SpecCloudInit c = spec->cloud_init;
+
+		if (!c.ssh_keys->len && d->q->ssh_key) {
+			g_ptr_array_add(own, d->q->ssh_key);
+			c.ssh_keys = own;
+		}
+		d->seed = seed_new(&c, vm_name(vm), vm_instance_id(vm));
+	}
 	if (spec->firmware == FIRMWARE_UEFI) {
 		d->uefi_from = g_strdup(qemu_host()->uefi_vars);
 		d->uefi_path = g_build_filename(dir, QEMU_UEFI_VARS, NULL);

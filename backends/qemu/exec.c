@@ -145,8 +145,7 @@ static int open_fifo(const QemuVm *q, uint32_t number, ExecStream which)
 	return fd;
 }
 
-/* The directory is the owner's. */
-static ProcUser owner_of(const QemuVm *q)
+ProcUser qemu_owner(const QemuVm *q)
 {
 	const Vm *vm = qemu_vm(q);
 
@@ -157,7 +156,7 @@ static ProcUser owner_of(const QemuVm *q)
 
 static bool open_fifos(QemuJob *j, bool input)
 {
-	const ProcUser user = owner_of(j->q);
+	const ProcUser user = qemu_owner(j->q);
 	const int before = qemu_as_owner(&user);
 	bool ok = true;
 
@@ -171,7 +170,7 @@ static bool open_fifos(QemuJob *j, bool input)
 
 static bool make_fifos(QemuJob *j)
 {
-	const ProcUser user = owner_of(j->q);
+	const ProcUser user = qemu_owner(j->q);
 	const int before = qemu_as_owner(&user);
 	const bool ok = each_fifo(j->q, j->job->number, make_fifo);
 
@@ -199,7 +198,7 @@ void qemu_exec_unplugged(QemuVm *q, const char *device)
 
 static void take_away(QemuVm *q, uint32_t number)
 {
-	const ProcUser user = owner_of(q);
+	const ProcUser user = qemu_owner(q);
 	int before;
 
 	if (!q->qmp || q->exited)

@@ -11,6 +11,7 @@
 #include "backends/qemu/qemu.h"
 #include "vmfs/err.h"
 #include "vmfs/netaddr.h"
+#include "vmfs/ssh.h"
 
 #define FIRST_PAUSE_MS	 100
 #define MAX_TRIES	 9 /* the pauses double: some 30 s in all */
@@ -85,6 +86,9 @@ typedef struct Ports {
 
 static bool has_port(const SpecNic *n, const Row *r)
 {
+	/* Which may be ours. */
+	if (!r->udp && r->dst_port == SSH_PORT)
+		return true;
 	for (guint i = 0; i < n->ports->len; i++) {
 		const SpecPort *p = n->ports->pdata[i];
 		if (p->udp == r->udp && p->guest_port == r->dst_port &&
@@ -183,6 +187,24 @@ unsigned qemu_usernet_port(const char *usernet, const SpecNic *nic, const SpecPo
 
 	each_row(usernet, take_picked, &picked);
 	return picked.found;
+}
+
+static void take_ssh(void *arg, const Row *r)
+{
+	char **address = arg;
+	const bool anywhere = !strcmp(r->src, "0.0.0.0") || !strcmp(r->src, "*");
+
+	if (strcmp(r->state, "HOST_FORWARD") || r->udp || r->dst_port != SSH_PORT || *address)
+		return;
+	*address = g_strdup_printf("%s:%u", anywhere ? "127.0.0.1" : r->src, r->src_port);
+}
+
+char *qemu_usernet_ssh(const char *usernet)
+{
+	char *address = NULL;
+
+	each_row(usernet, take_ssh, &address);
+	return address;
 }
 
 /*

@@ -188,6 +188,7 @@ static void on_reset(QemuVm *q, const json_t *data)
 {
 	backend_ips(&q->base, NULL);
 	exec_lost(&q->base, "reset");
+	qemu_ssh_reset(q);
 	if (q->op && (op_kind(q->op) == OP_REBOOT || op_kind(q->op) == OP_RESET))
 		qemu_end_op(q, NULL);
 	qemu_ip_stop(q);
@@ -364,6 +365,7 @@ static void agent_changed(void *arg, bool up)
 	qemu_set_clock(q);
 	qemu_ip_start(q);
 	qemu_ask_again(q);
+	qemu_ssh_authorize(q);
 }
 
 void qemu_connect_guest(QemuVm *q, size_t past)
@@ -391,6 +393,7 @@ void qemu_disconnect(QemuVm *q)
 	qemu_ip_stop(q);
 	qemu_fail_questions(q);
 	qemu_plug_free(q);
+	qemu_ssh_forget(q);
 	qmp_cancel(&q->op_slot);
 	qmp_free(g_steal_pointer(&q->qmp));
 	console_free(g_steal_pointer(&q->console));

@@ -334,6 +334,7 @@ const BackendClass qemu_class = {
 	.ask = {
 		[ASK_SCREEN] = qemu_ask_screen,
 		[ASK_STATS] = qemu_ask_stats,
+		[ASK_SSH] = qemu_ask_ssh,
 		[ASK_KEYS] = qemu_ask_keys,
 		[ASK_MONITOR] = qemu_ask_monitor,
 	},

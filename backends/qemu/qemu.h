@@ -148,6 +148,12 @@ struct QemuVm {
 	struct QemuStream *stream;
 	bool held; /* that is why its vCPUs stand still: no state to report */
 
+	/* ssh.c */
+	struct QemuSsh *ssh; /* the question under way; or NULL */
+	char *ssh_key;	     /* the VM's own, its public half; NULL: not asked for in this run */
+	char *ssh_user;	     /* who in the guest was to be given it */
+	bool ssh_authorized; /* and was */
+
 	/* The op that waits for an answer or an event. */
 	Op *op;
 	QmpSlot *op_slot;
@@ -272,6 +278,22 @@ void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *only, QemuDisks
 void qemu_disks_cancel(QemuVm *q);
 /* The VM goes from memory. */
 void qemu_disks_forget(QemuVm *q);
+
+/* "127.0.0.1:40427", which leads to port 22 of the guest; NULL: nothing does. */
+char *qemu_usernet_ssh(const char *usernet);
+
+/* ssh.c: ASK_SSH */
+typedef struct QemuSsh QemuSsh;
+void qemu_ask_ssh(BackendVm *bv, Ask *a);
+/* Give the guest the VM's own key, if somebody has asked for it and an agent is there. */
+void qemu_ssh_authorize(QemuVm *q);
+/* The guest boots again. */
+void qemu_ssh_reset(QemuVm *q);
+/* The run is over. */
+void qemu_ssh_forget(QemuVm *q);
+
+/* With whose rights its directories are touched: without groups, for they are the user's own. */
+ProcUser qemu_owner(const QemuVm *q);
 
 /* ports.c: OP_APPLY of nics.NAME.ports */
 bool qemu_ports_can_apply(const BackendVm *bv, const Spec *want, const char *key);

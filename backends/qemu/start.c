@@ -18,6 +18,8 @@
 
 #include "backends/qemu/start.h"
 #include "vmfs/err.h"
+#include "vmfs/log.h"
+#include "vmfs/ssh.h"
 
 #define MONITOR_TIMEOUT_MS 10000
 #define DYING_MS	   1000 /* that a QEMU whose monitor broke off has for its exit */
@@ -180,17 +182,36 @@ static void disks_done(void *arg, const GError *err)
 		op_next(s->op);
 }
 
+static void key_made(void *arg, const char *public_key, const GError *err)
+{
+	Start *s = arg;
+
+	s->key = NULL;
+	if (err)
+		log_warning("%s: starts without a key for ssh: %s", vm_name(qemu_vm(s->q)),
+			    err->message);
+	g_free(s->q->ssh_key);
+	s->q->ssh_key = g_strdup(public_key);
+	qemu_disks_prepare(s->q, s->q->base.spec, NULL, disks_done, s);
+}
+
 void start_disks_run(Op *op, void *ctx)
 {
 	Start *s = ctx;
+	const SpecCloudInit *cloud_init = &s->q->base.spec->cloud_init;
 
-	qemu_disks_prepare(s->q, s->q->base.spec, NULL, disks_done, s);
+	/* Without a key of the user's, nobody could log in. */
+	if (cloud_init->given && !cloud_init->ssh_keys->len)
+		s->key = ssh_key(qemu_vm(s->q), &s->q->user, key_made, s);
+	else
+		qemu_disks_prepare(s->q, s->q->base.spec, NULL, disks_done, s);
 }
 
 void start_disks_cancel(Op *op, void *ctx)
 {
 	Start *s = ctx;
 
+	ssh_key_cancel(g_steal_pointer(&s->key));
 	qemu_disks_cancel(s->q);
 }
 

@@ -12,7 +12,8 @@ typedef struct QemuWake QemuWake;
 typedef struct Start {
 	QemuVm *q; /* NULL: the VM went from memory */
 	Op *op;
-	Lookup *lookup; /* in the pool */
+	Lookup *lookup;	    /* in the pool */
+	struct SshKey *key; /* being made, for the seed */
 	int fds[QEMU_N_SOCKETS];
 	ProcStart *spawning;
 	QmpSlot *kvm, *ports, *cont;

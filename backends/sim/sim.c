@@ -20,6 +20,7 @@
 #include "vmfs/images.h"
 #include "vmfs/loop.h"
 #include "vmfs/specval.h"
+#include "vmfs/ssh.h"
 
 #define MAX_MS	 (24u * 3600 * 1000)
 #define MAX_WORD 1024
@@ -203,6 +204,21 @@ static GBytes *monitor_says(const SimVm *s, const char *line)
 	return g_string_free_to_bytes(out);
 }
 
+/* Whose server is at that address is for the test to know. */
+static void way_to_ssh(SimVm *s, Ask *a)
+{
+	const char *address = option(s, "ssh");
+	char *text;
+
+	if (!address) {
+		ask_answer(a, g_bytes_new_static("", 0));
+		return;
+	}
+	backend_fact(&s->base, "port.eth0.22", address);
+	text = ssh_config(s->base.vm, address);
+	ask_answer(a, g_bytes_new_take(text, strlen(text)));
+}
+
 static void answer(SimVm *s, Ask *a, AskKind kind)
 {
 	switch (kind) {
@@ -214,6 +230,9 @@ static void answer(SimVm *s, Ask *a, AskKind kind)
 		break;
 	case ASK_MONITOR:
 		ask_answer(a, monitor_says(s, ask_text(a)));
+		break;
+	case ASK_SSH:
+		way_to_ssh(s, a);
 		break;
 	case ASK_SCREEN:
 	case ASK_NONE:
@@ -281,6 +300,11 @@ static void run_ask(SimVm *s, Ask *a, AskKind kind)
 static void ask_screen(BackendVm *bv, Ask *a)
 {
 	run_ask(sim_from(bv), a, ASK_SCREEN);
+}
+
+static void ask_ssh(BackendVm *bv, Ask *a)
+{
+	run_ask(sim_from(bv), a, ASK_SSH);
 }
 
 static void ask_stats(BackendVm *bv, Ask *a)
@@ -531,9 +555,9 @@ static bool check(Backend *be, const Spec *spec, GError **err)
 	if (spec->sim) {
 		g_hash_table_iter_init(&it, spec->sim);
 		while (g_hash_table_iter_next(&it, &key, NULL))
-			if (strcmp(key, "ip") && strcmp(key, "boot"))
+			if (strcmp(key, "ip") && strcmp(key, "boot") && strcmp(key, "ssh"))
 				return err_set(err, EINVAL,
-					       "sim: unknown key '%s'; known are ip and boot",
+					       "sim: unknown key '%s'; known are ip, boot and ssh",
 					       (char *)key);
 	}
 	if (after && !specval_duration(after, MAX_MS, &ms, err)) {
@@ -702,6 +726,6 @@ const BackendClass sim_class = {
 	.console_write = console_write,
 	.exec = &sim_exec,
 	.want_cloud_init = want_cloud_init,
-	.ask = { [ASK_SCREEN] = ask_screen, [ASK_STATS] = ask_stats, [ASK_KEYS] = ask_keys, [ASK_MONITOR] = ask_monitor },
+	.ask = { [ASK_SCREEN] = ask_screen, [ASK_STATS] = ask_stats, [ASK_KEYS] = ask_keys, [ASK_MONITOR] = ask_monitor, [ASK_SSH] = ask_ssh },
 	.control = control,
 };
