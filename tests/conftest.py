@@ -2,6 +2,7 @@
 """Fixtures: a daemon and a mount for each test, a real guest for the session."""
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,10 @@ from lib.libvirtd import Libvirtd, missing
 
 HUNG = 180  # seconds after which a test is a failure whatever it waits for
 HUNG_SLOW = 1200
+
+
+# A shell's background job ignores ^C, and what it starts inherits that; a handler does not survive exec.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
