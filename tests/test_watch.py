@@ -83,6 +83,18 @@ def test_modify(fs, watch, order, file, text):
         assert vm.read(file) == text
 
 
+def test_end_of_a_command_is_watched(fs, watch):
+    vm = fs.vm("web1", "backend: sim\n")
+    vm.do("start")
+    with vm.job("cat") as job:
+        w = watch(job / "status", job.dir)
+        with open(job / "stdin", "wb"):
+            pass
+        for path, name in ((job / "status", ""), (job.dir, "status")):
+            w.expect(lambda mask, p, n: mask & IN_MODIFY and (p, n) == (str(path), name), path)
+        until(lambda: job.status == "exit 0", "its end")
+
+
 def test_error_is_watched(fs, watch):
     vm = fs.vm("web1", "backend: sim\n")
     w = watch(vm / "error")
@@ -124,6 +136,38 @@ def test_names_are_watched(fs, watch):
     for bit, name in ((IN_CREATE, "new"), (IN_MOVED_FROM, "new"), (IN_MOVED_TO, "newer"),
                       (IN_DELETE, "newer")):
         w.expect(lambda mask, _, n: mask & bit and mask & IN_ISDIR and n == name, name)
+
+
+@pytest.mark.parametrize("save", ["cp NEW web1/spec.yaml",
+                                  "cp NEW web1/.new && mv web1/.new web1/spec.yaml"])
+def test_links_of_a_document_are_watched(fs, watch, scratch, save):
+    """Links come and go with spec.yaml: told once, and right when the writer is answered."""
+    files = {name: scratch / name for name in "abc"}
+    for file in files.values():
+        file.write_bytes(bytes(1 << 20))
+
+    def write(**disks):
+        new = scratch / "new.yaml"
+        new.write_text("memory: 128M\ndisks: {%s}\n" % ", ".join(
+            f"{name}: {{file: {file}}}" for name, file in disks.items()))
+        fs.sh(save.replace("NEW", str(new)))
+        assert {p.name: os.readlink(p) for p in disks_dir.iterdir()} == {
+            name: str(file) for name, file in disks.items()}
+    os.mkdir(fs.mnt / "web1")
+    disks_dir = fs.mnt / "web1/disks"
+    w = watch(disks_dir, mask=IN_CREATE | IN_DELETE)
+    write(a=files["a"], b=files["b"])
+    write(b=files["c"], c=files["a"])
+    write()
+    os.symlink(files["a"], disks_dir / "end")
+    w.expect(lambda mask, _, name: name == "end", "the last")
+    seen = [(mask, name) for mask, _, name in w.seen]
+    assert sorted(seen[:2]) == [(IN_CREATE, "a"), (IN_CREATE, "b")]
+    second = seen[2:6]
+    assert sorted(second) == sorted([(IN_DELETE, "a"), (IN_DELETE, "b"), (IN_CREATE, "b"), (IN_CREATE, "c")])
+    assert second.index((IN_DELETE, "b")) < second.index((IN_CREATE, "b"))
+    assert sorted(seen[6:8]) == [(IN_DELETE, "b"), (IN_DELETE, "c")]
+    assert seen[8:] == [(IN_CREATE, "end")]
 
 
 def test_tool(fs):

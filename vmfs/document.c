@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "vmfs/attach.h"
 #include "vmfs/err.h"
 #include "vmfs/home.h"
 #include "vmfs/images.h"
@@ -192,11 +193,16 @@ static void settled(Commit *c)
 	store_barrier(answer, c);
 }
 
+static bool is_unsettled(const Vm *vm)
+{
+	return vm_is_applying(vm) || attach_is_late(vm);
+}
+
 static void look_again(WaitEntry *e)
 {
 	Commit *c = WAIT_OWNER(e, Commit, wait);
 
-	if (!vm_is_applying(c->vm))
+	if (!is_unsettled(c->vm))
 		settled(c);
 }
 
@@ -208,10 +214,10 @@ static void settle_late(void *arg)
 	settled(c);
 }
 
-/* So that `pending` is true right after; what takes longer goes on. */
+/* So that `pending` and disks/ are true right after; what takes longer goes on. */
 static void settle(Commit *c)
 {
-	if (!vm_is_applying(c->vm)) {
+	if (!is_unsettled(c->vm)) {
 		store_barrier(answer, c);
 		return;
 	}

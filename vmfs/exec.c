@@ -7,6 +7,8 @@
 
 #include "vmfs/err.h"
 #include "vmfs/event.h"
+#include "vmfs/node.h"
+#include "vmfs/notify.h"
 #include "vmfs/registry.h"
 #include "vmfs/vm.h"
 #include "vmfs/waitq.h"
@@ -104,8 +106,10 @@ const char *exec_status(const ExecJob *job)
 static void changed(ExecJob *job)
 {
 	g_autofree char *text = g_strdup_printf("%s %s", job->name, exec_status(job));
+	const NodeRef dir = { .node = exec_dir.child, .vm = job->vm, .sub = job->number };
 
 	vm_changed(job->vm, EV_EXEC);
+	notify_object_change(&dir, EV_EXEC);
 	events_emit_word(job->vm, "exec", text);
 	waitq_wake(exec_queue(job->vm));
 	vm_save_run(job->vm);

@@ -6,10 +6,14 @@
 #include <errno.h>
 #include <string.h>
 
+#include "vmfs/attach.h"
 #include "vmfs/document.h"
 #include "vmfs/err.h"
 #include "vmfs/node.h"
+#include "vmfs/notify.h"
+#include "vmfs/publish.h"
 #include "vmfs/specval.h"
+#include "vmfs/waitq.h"
 
 #define NUMBERS 0xffffffu /* what fits into an inode number */
 
@@ -141,83 +145,252 @@ static const Attach *attach_of(const NodeRef *r)
 	return &attaches[(r->node->id - ATTACH_ROWS) / 2];
 }
 
-static const GPtrArray *objects_of(const NodeRef *r)
+static const GPtrArray *objects_in(const Attach *a, const Spec *spec)
 {
-	return *(GPtrArray *const *)((const char *)r->vm->spec + attach_of(r)->offset);
+	return *(GPtrArray *const *)((const char *)spec + a->offset);
 }
 
-/*
- * The numbers of all objects, by their names: the same after a restart, and whatever else comes
- * and goes. Two names that fall on one number are as unlikely as harmless.
- */
-static void number(const GPtrArray *objects, uint32_t *ret)
+/* Of `spec`; NULL: it has none of that name. Owned by the caller. */
+static char *target_in(const NodeRef *dir, const Spec *spec, const char *name)
 {
-	for (unsigned i = 0; i < objects->len; i++) {
-		bool again = true;
+	const Attach *a = attach_of(dir);
+	const GPtrArray *objects = objects_in(a, spec);
 
-		ret[i] = g_str_hash(*(char **)objects->pdata[i]) & NUMBERS;
-		while (again) {
-			again = !ret[i];
-			for (unsigned j = 0; j < i; j++)
-				again |= ret[j] == ret[i];
-			if (again)
-				ret[i] = (ret[i] + 1) & NUMBERS;
-		}
+	for (unsigned i = 0; i < objects->len; i++)
+		if (!strcmp(*(char **)objects->pdata[i], name))
+			return a->target(dir->vm, objects->pdata[i]);
+	return NULL;
+}
+
+/* ---- links that are still to be as the document says ---- */
+
+typedef struct LateLink {
+	NodeRef dir; /* holds a reference to the VM */
+	char *name;
+	char *shown;  /* its target; NULL: it is not there */
+	bool by_user; /* an ln or rm is under way, of which the kernel tells the watchers */
+} LateLink;
+
+static LateLink *late_link(const NodeRef *dir, const char *name)
+{
+	for (unsigned i = 0; dir->vm->late_links && i < dir->vm->late_links->len; i++) {
+		LateLink *l = dir->vm->late_links->pdata[i];
+
+		if (attach_of(&l->dir) == attach_of(dir) && !strcmp(l->name, name))
+			return l;
 	}
+	return NULL;
+}
+
+static LateLink *late_link_new(const NodeRef *dir, const char *name)
+{
+	LateLink *l = g_new0(LateLink, 1);
+
+	l->dir = *dir;
+	vm_ref(dir->vm);
+	l->name = g_strdup(name);
+	if (!dir->vm->late_links)
+		dir->vm->late_links = g_ptr_array_new();
+	g_ptr_array_add(dir->vm->late_links, l);
+	return l;
+}
+
+static void late_link_free(LateLink *l)
+{
+	Vm *vm = l->dir.vm;
+
+	g_ptr_array_remove_fast(vm->late_links, l);
+	if (!vm->late_links->len) {
+		g_clear_pointer(&vm->late_links, g_ptr_array_unref);
+		waitq_wake(&vm->waiters);
+	}
+	g_free(l->name);
+	g_free(l->shown);
+	g_free(l);
+	vm_unref(vm);
+}
+
+static bool came(void *arg);
+static bool went(void *arg);
+
+/* One step towards what the document says: another target is another link. */
+static void catch_up(LateLink *l)
+{
+	g_autofree char *target = target_in(&l->dir, l->dir.vm->spec, l->name);
+
+	if (!g_strcmp0(l->shown, target))
+		late_link_free(l);
+	else if (l->shown)
+		publish(PUBLISH_UNLINK, &l->dir, l->name, NULL, went, l);
+	else
+		publish(PUBLISH_SYMLINK, &l->dir, l->name, target, came, l);
+}
+
+static bool came(void *arg)
+{
+	LateLink *l = arg;
+
+	g_autofree char *target = target_in(&l->dir, l->dir.vm->spec, l->name);
+
+	late_link_free(l);
+	return target;
+}
+
+static bool went(void *arg)
+{
+	LateLink *l = arg;
+	g_autofree char *target = target_in(&l->dir, l->dir.vm->spec, l->name);
+	const bool goes = g_strcmp0(l->shown, target) != 0;
+
+	if (goes)
+		g_clear_pointer(&l->shown, g_free);
+	catch_up(l);
+	return goes;
+}
+
+static void compare(const NodeRef *dir, const char *name, const Spec *before)
+{
+	g_autofree char *old = target_in(dir, before, name);
+	g_autofree char *target = target_in(dir, dir->vm->spec, name);
+	LateLink *l;
+
+	if (!g_strcmp0(old, target) || late_link(dir, name))
+		return;
+	l = late_link_new(dir, name);
+	l->shown = g_steal_pointer(&old);
+	catch_up(l);
+}
+
+static void compare_all(const NodeRef *dir, const Spec *of, const Spec *before)
+{
+	const GPtrArray *objects = objects_in(attach_of(dir), of);
+
+	for (unsigned i = 0; i < objects->len; i++)
+		compare(dir, *(char **)objects->pdata[i], before);
+}
+
+void attach_spec_changed(Vm *vm, const Spec *before)
+{
+	for (const Node *row = vm_dir.rows; row->name; row++) {
+		const NodeRef dir = { .node = row, .vm = vm };
+
+		if (row->id < ATTACH_ROWS || row->id >= ATTACH_ROWS + 2 * G_N_ELEMENTS(attaches) ||
+		    !notify_is_looked_up(&dir))
+			continue;
+		compare_all(&dir, before, before);
+		compare_all(&dir, vm->spec, before);
+	}
+}
+
+bool attach_is_late(const Vm *vm)
+{
+	return vm->late_links;
+}
+
+/* ---- the directories ---- */
+
+typedef struct Link {
+	const char *name;
+	uint32_t number; /* in the directory; not 0 */
+} Link;
+
+/*
+ * The numbers of all links, by their names: the same after a restart, and whatever else comes and
+ * goes. Two names that fall on one number are as unlikely as harmless.
+ */
+static void add_link(GArray *links, const char *name)
+{
+	Link l = { name, g_str_hash(name) & NUMBERS };
+	bool again = true;
+
+	while (again) {
+		again = !l.number;
+		for (unsigned j = 0; j < links->len; j++)
+			again |= g_array_index(links, Link, j).number == l.number;
+		if (again)
+			l.number = (l.number + 1) & NUMBERS;
+	}
+	g_array_append_val(links, l);
+}
+
+/* What is shown; freed by the caller, the names are borrowed. */
+static GArray *links_of(const NodeRef *r)
+{
+	const GPtrArray *objects = objects_in(attach_of(r), r->vm->spec);
+	const GPtrArray *late = r->vm->late_links;
+	GArray *links = g_array_new(FALSE, FALSE, sizeof(Link));
+
+	for (unsigned i = 0; i < objects->len; i++) {
+		const char *name = *(char **)objects->pdata[i];
+		const LateLink *l = late_link(r, name);
+
+		if (!l || l->by_user || l->shown)
+			add_link(links, name);
+	}
+	for (unsigned i = 0; late && i < late->len; i++) {
+		const LateLink *l = late->pdata[i];
+		g_autofree char *target = attach_of(&l->dir) == attach_of(r)
+						  ? target_in(r, r->vm->spec, l->name)
+						  : NULL;
+
+		if (attach_of(&l->dir) == attach_of(r) && !target && l->shown)
+			add_link(links, l->name);
+	}
+	return links;
 }
 
 static uint32_t next(const NodeRef *dir, uint32_t after, char name[256])
 {
-	const GPtrArray *objects = objects_of(dir);
-	uint32_t numbers[SPEC_MAX_ITEMS], least = 0;
+	g_autoptr(GArray) links = links_of(dir);
+	uint32_t least = 0;
 
-	number(objects, numbers);
-	for (unsigned i = 0; i < objects->len; i++) {
-		if (numbers[i] <= after || (least && numbers[i] > least))
+	for (unsigned i = 0; i < links->len; i++) {
+		const Link *l = &g_array_index(links, Link, i);
+
+		if (l->number <= after || (least && l->number > least))
 			continue;
-		least = numbers[i];
-		g_strlcpy(name, *(char **)objects->pdata[i], 256);
+		least = l->number;
+		g_strlcpy(name, l->name, 256);
 	}
 	return least;
 }
 
 static uint32_t find(const NodeRef *dir, const char *name)
 {
-	const GPtrArray *objects = objects_of(dir);
-	uint32_t numbers[SPEC_MAX_ITEMS];
+	g_autoptr(GArray) links = links_of(dir);
 
-	number(objects, numbers);
-	for (unsigned i = 0; i < objects->len; i++)
-		if (!strcmp(*(char **)objects->pdata[i], name))
-			return numbers[i];
+	for (unsigned i = 0; i < links->len; i++)
+		if (!strcmp(g_array_index(links, Link, i).name, name))
+			return g_array_index(links, Link, i).number;
 	return 0;
 }
 
 /* NULL when it is attached no more. */
-static const void *object_of(const NodeRef *r)
+static const char *name_of(const NodeRef *r)
 {
-	const GPtrArray *objects = objects_of(r);
-	uint32_t numbers[SPEC_MAX_ITEMS];
+	g_autoptr(GArray) links = links_of(r);
 
-	number(objects, numbers);
-	for (unsigned i = 0; i < objects->len; i++)
-		if (numbers[i] == r->sub)
-			return objects->pdata[i];
+	for (unsigned i = 0; i < links->len; i++)
+		if (g_array_index(links, Link, i).number == r->sub)
+			return g_array_index(links, Link, i).name;
 	return NULL;
 }
 
 static bool is_attached(const NodeRef *r)
 {
-	return object_of(r) != NULL;
+	return name_of(r) != NULL;
 }
 
 static const char *link_of(const NodeRef *r)
 {
 	static char *target; /* until the next call */
-	const void *object = object_of(r);
+	const char *name = name_of(r);
+	const LateLink *l = name ? late_link(r, name) : NULL;
 
 	g_free(target);
-	target = object ? attach_of(r)->target(r->vm, object) : NULL;
+	target = !name		 ? NULL
+		 : l && l->shown ? g_strdup(l->shown)
+				 : target_in(r, r->vm->spec, name);
 	return target;
 }
 
@@ -226,12 +399,14 @@ static const char *link_of(const NodeRef *r)
 typedef struct Pending {
 	NodeDone done;
 	void *arg;
+	LateLink *link;
 } Pending;
 
 static void changed(void *arg, const GError *e)
 {
 	Pending *p = arg;
 
+	late_link_free(p->link);
 	p->done(p->arg, e ? err_code(e) : 0);
 	g_free(p);
 }
@@ -245,7 +420,8 @@ static void change(const NodeRef *r, const char *name, const char *value, const 
 	};
 	Pending *p = g_new(Pending, 1);
 
-	*p = (Pending){ done, arg };
+	*p = (Pending){ done, arg, late_link_new(r, name) };
+	p->link->by_user = true;
 	document_change(r->vm, &edit, who, changed, p);
 }
 
@@ -289,11 +465,11 @@ static int attach(const NodeRef *dir, const char *name, const char *target, cons
 
 static int detach(const NodeRef *r, const Caller *who, NodeDone done, void *arg)
 {
-	const void *object = object_of(r);
+	const char *name = name_of(r);
 
-	if (!object)
+	if (!name)
 		return ENOENT;
-	change(r, *(char *const *)object, NULL, who, done, arg);
+	change(r, name, NULL, who, done, arg);
 	return 0;
 }
 

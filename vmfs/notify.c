@@ -102,6 +102,11 @@ static bool is_known(uint64_t ino)
 	return g_hash_table_contains(notify.lookups, &ino);
 }
 
+bool notify_is_looked_up(const NodeRef *r)
+{
+	return notify.lookups && is_known(node_ino(r));
+}
+
 /* ---- what to touch ---- */
 
 static void queue_ino(uint64_t ino)
@@ -117,12 +122,12 @@ static void queue_ino(uint64_t ino)
 	flush_later();
 }
 
-static void queue_rows(const Dir *dir, Vm *vm, const NodeRef *parent, unsigned changes)
+static void queue_rows(const NodeRef *parent, unsigned changes)
 {
 	bool dir_known = is_known(node_ino(parent));
 
-	for (const Node *row = dir->rows; row->name; row++) {
-		NodeRef r = { .node = row, .vm = vm };
+	for (const Node *row = parent->node->dir->rows; row->name; row++) {
+		NodeRef r = { .node = row, .vm = parent->vm, .sub = parent->sub };
 		uint64_t ino;
 
 		if (!(row->events & changes))
@@ -141,19 +146,54 @@ void notify_change(Vm *vm, unsigned changes)
 	if (notify.fd < 0)
 		return;
 	if (!vm->removed)
-		queue_rows(&vm_dir, vm, &dir, changes);
-	queue_rows(host_rows[0].dir, NULL, &host, changes);
+		queue_rows(&dir, changes);
+	queue_rows(&host, changes);
+}
+
+void notify_object_change(const NodeRef *dir, unsigned changes)
+{
+	if (notify.fd >= 0)
+		queue_rows(dir, changes);
+}
+
+/* Where below `dir` the file is; by its name there and by those of the directories between. */
+static bool append_path(GString *path, const NodeRef *dir, const NodeRef *to)
+{
+	const size_t len = path->len;
+	const Dir *d = dir->node->dir;
+	NodeRef r = *dir;
+	char name[256];
+
+	for (const Node *row = d->rows; row && row->name; row++) {
+		r.node = row;
+		g_string_append_printf(path, "/%s", row->name);
+		if (row == to->node || (row->dir && append_path(path, &r, to)))
+			return true;
+		g_string_truncate(path, len);
+	}
+	if (!d->child || !to->sub || dir->sub || d->next(dir, to->sub - 1, name) != to->sub)
+		return false;
+	r = (NodeRef){ .node = d->child, .vm = dir->vm, .sub = to->sub };
+	g_string_append_printf(path, "/%s", name);
+	if (r.node == to->node || (r.node->dir && append_path(path, &r, to)))
+		return true;
+	g_string_truncate(path, len);
+	return false;
 }
 
 /* NULL when it is no more. */
 static char *path_of(uint64_t ino)
 {
-	NodeRef r;
+	NodeRef r, dir = { .node = &host_rows[0] };
+	GString *path;
 
 	if (!node_from_ino(ino, &r) || (r.node->present && !r.node->present(&r)))
 		return NULL;
-	return g_strconcat(notify.mountpoint, "/", r.vm ? r.vm->name : host_rows[0].name, "/",
-			   r.node->name, NULL);
+	if (r.vm)
+		dir = (NodeRef){ .node = root_node.dir->child, .vm = r.vm };
+	path = g_string_new(notify.mountpoint);
+	g_string_append_printf(path, "/%s", r.vm ? r.vm->name : dir.node->name);
+	return g_string_free(path, !append_path(path, &dir, &r));
 }
 
 static bool is_held(uint64_t ino)

@@ -25,7 +25,11 @@ bool notify_is_helper(pid_t pid);
 
 /* These things of a VM have changed, and can be read already. */
 void notify_change(Vm *vm, unsigned changes);
+/* The same of a smaller object, which `dir` is the directory of. */
+void notify_object_change(const NodeRef *dir, unsigned changes);
 
+/* The kernel holds it: somebody may be watching. */
+bool notify_is_looked_up(const NodeRef *r);
 /* The kernel holds count more (or fewer) references to an inode: who watches one, holds one. */
 void notify_looked_up(uint64_t ino);
 void notify_forgotten(uint64_t ino, uint64_t count);

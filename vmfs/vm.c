@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "vmfs/ask.h"
+#include "vmfs/attach.h"
 #include "vmfs/err.h"
 #include "vmfs/event.h"
 #include "vmfs/exec.h"
@@ -329,9 +330,11 @@ GPtrArray *vm_pending(const Vm *vm)
 
 void vm_set_spec(Vm *vm, Spec *spec)
 {
-	spec_ref(spec);
-	spec_unref(vm->spec);
-	vm->spec = spec;
+	Spec *before = vm->spec;
+
+	vm->spec = spec_ref(spec);
+	attach_spec_changed(vm, before);
+	spec_unref(before);
 	vm_changed(vm, EV_SPEC | (vm_is_live(vm) || vm_is_asleep(vm) ? EV_PENDING : 0));
 	lifetime_spec_changed(vm);
 }

@@ -115,6 +115,7 @@ struct Vm {
 	guint run_hash;		/* of what vm_save_run() wrote last */
 	GKeyFile *run;		/* what the backend stored before the daemon restarted */
 	VmSaved saved;		/* as stored */
+	GPtrArray *late_links;	/* of nodes_attach.c; NULL: none */
 	GPtrArray *snapshots;	/* of Snapshot (snapshot.h); NULL: none yet */
 	uint32_t last_snapshot; /* number of the newest */
 	pid_t full_for;		/* whose import of a snapshot did not fit; 0: nobody's */
