@@ -72,6 +72,7 @@ void backends_probe(void (*done)(void))
 
 Backend *backend_for(const Spec *spec, GError **err)
 {
+	const bool elsewhere = spec->host && strcmp(spec->host, "local");
 	Backend *be = NULL;
 
 	if (spec->backend) {
@@ -85,7 +86,8 @@ Backend *backend_for(const Spec *spec, GError **err)
 		return NULL;
 	}
 	for (unsigned i = 0; backends[i]; i++)
-		if (backends[i]->usable && !backends[i]->cls->hidden)
+		if (backends[i]->usable && !backends[i]->cls->hidden &&
+		    (!elsewhere || backends[i]->cls->host_open))
 			return backends[i];
 	(void)err_set(err, EOPNOTSUPP,
 		      "no backend is usable here; .vmfs/backends/*/status says what is "

@@ -15,6 +15,7 @@
 #include "vmfs/attach.h"
 #include "vmfs/err.h"
 #include "vmfs/home.h"
+#include "vmfs/hosts.h"
 #include "vmfs/images.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
@@ -389,6 +390,20 @@ static Commit *commit_new(Vm *vm, GBytes *text, const Caller *who, int invalid, 
 	return c;
 }
 
+/* Where it is made is said here; where it goes then, by its file. */
+static bool check_host(const Vm *vm, const Spec *spec, GError **err)
+{
+	if (!spec->host || !g_strcmp0(spec->host, vm->spec->host) ||
+	    !strcmp(spec->host, vm_host(vm)))
+		return true;
+	if (!host_find(spec->host))
+		return err_set(err, EINVAL, "host: there is no host '%.80s'; see .vmfs/hosts",
+			       spec->host);
+	return !vm->home.be ||
+	       err_set(err, EBUSY, "host: it is on '%s'; write '%s' to its file 'host' to move it",
+		       vm_host(vm), spec->host);
+}
+
 /* Parse the text, and ask the backend. */
 static bool judge(Commit *c, GError **err)
 {
@@ -409,11 +424,18 @@ static bool judge(Commit *c, GError **err)
 			       "backend: '%s' has it in its books, and would keep it there; make "
 			       "another VM for backend '%s'",
 			       vm->home.be->cls->name, c->spec->backend);
+	if (!check_host(vm, c->spec, err))
+		return false;
 	/* A document may name what is missing here as long as nothing is started. */
 	be = c->spec->backend ? backend_find(c->spec->backend) : vm->home.be;
 	if (c->spec->backend && !be)
 		return err_set(err, EINVAL, "backend: there is no backend '%s'; see .vmfs/backends",
 			       c->spec->backend);
+	if (be && c->spec->host && strcmp(c->spec->host, "local") && !be->cls->host_open)
+		return err_set(err, EOPNOTSUPP,
+			       "host: backend '%s' has VMs on this host only; use 'backend: "
+			       "libvirt'",
+			       be->cls->name);
 	return !be || !be->usable || be->cls->check(be, c->spec, err);
 }
 

@@ -79,6 +79,11 @@ static void value_snapshots(const Vm *vm, GString *out)
 	snapshot_list(vm, out);
 }
 
+static void value_host(const Vm *vm, GString *out)
+{
+	g_string_append(out, vm_host(vm));
+}
+
 static void value_spec(const Vm *vm, GString *out)
 {
 	(void)vm;
@@ -95,6 +100,7 @@ static const struct {
 	{ EV_REJECTED, "rejected", value_rejected, false },
 	{ EV_PENDING, "pending", value_pending, false },
 	{ EV_OPERATION, "operation", value_operation, false },
+	{ EV_HOST, "host", value_host, false },
 	{ EV_REASON, "reason", value_reason, true },
 	{ EV_STATE, "state", value_state, true },
 	{ EV_SNAPSHOT, "snapshots", value_snapshots, true },

@@ -382,6 +382,10 @@ int host_remove(Host *host, void (*fn)(void *arg, int err), void *arg)
 	for (unsigned i = 0; i < vms->len; i++) {
 		const Vm *vm = vms->pdata[i];
 
+		/* It is on its way to it. */
+		if (vm->op && op_kind(vm->op) == OP_MIGRATE && op_arg(vm->op) &&
+		    !strcmp(op_arg(vm->op), host->name))
+			return EBUSY;
 		/* Those that were found go with the host, and come back with it. */
 		if (!strcmp(vm_host(vm), host->name) && !vm->home.foreign)
 			return EBUSY;

@@ -10,7 +10,7 @@
 #include "vmfs/vm.h"
 
 /* What a line depends on. */
-#define LIST_CHANGES (EV_STATE | EV_IP | EV_SPEC | EV_NAME)
+#define LIST_CHANGES (EV_STATE | EV_IP | EV_SPEC | EV_NAME | EV_HOST)
 
 void list_change(Vm *vm, unsigned changes);
 /* Borrowed until the next call. */

@@ -9,6 +9,7 @@
 #include "vmfs/err.h"
 #include "vmfs/event.h"
 #include "vmfs/exec.h"
+#include "vmfs/hosts.h"
 #include "vmfs/keys.h"
 #include "vmfs/node.h"
 #include "vmfs/scratch.h"
@@ -248,6 +249,66 @@ static bool store_definition(const NodeRef *r, const char *data, size_t len, Op 
 	return false;
 }
 
+static bool have_host(const NodeRef *r)
+{
+	const BackendClass *cls = class_of(r);
+
+	return cls && cls->op[OP_MIGRATE];
+}
+
+static void show_host(const NodeRef *r, GString *out)
+{
+	g_string_append_printf(out, "%s\n", vm_host(r->vm));
+}
+
+/* The host that it is on its way to; NULL: it is on its way to none. */
+static const char *next_host(const Vm *vm)
+{
+	const bool moves = vm->op && !op_done(vm->op) && op_kind(vm->op) == OP_MIGRATE;
+
+	return moves ? op_arg(vm->op) : NULL;
+}
+
+/* As with the nouns of `state`: it is to be there, whatever that takes. */
+static bool be_on_host(Vm *vm, const char *name, Op **op, GError **err)
+{
+	const char *next = next_host(vm);
+
+	if (!host_find(name))
+		return err_set(err, EINVAL, "there is no host '%.80s'; see .vmfs/hosts", name);
+	if (!next && !strcmp(name, vm_host(vm)))
+		return true;
+	if (!next && !vm->home.be)
+		return err_set(err, ESRCH,
+			       "it is made on a host when it is started for the first time; say "
+			       "'host: %s' in spec.yaml",
+			       name);
+	if (next && !strcmp(name, vm_host(vm))) {
+		op_cancel(vm->op, err_new(ECANCELED, "it was told to stay on %s", name));
+		return true;
+	}
+	if (!next || strcmp(name, next))
+		return vm_order(vm, OP_MIGRATE, g_strdup(name), g_free, op, err);
+	*op = vm->op;
+	return true;
+}
+
+static bool store_host(const NodeRef *r, const char *data, size_t len, Op **op, GError **err)
+{
+	g_autofree char *name = g_strndup(data, len);
+	GError *e = NULL;
+
+	*op = NULL;
+	if (be_on_host(r->vm, g_strstrip(name), op, &e)) {
+		if (*op)
+			op_ref(*op);
+		return true;
+	}
+	vm_set_error(r->vm, "migrate", e);
+	g_propagate_error(err, e);
+	return false;
+}
+
 static bool have_sim(const NodeRef *r)
 {
 	const BackendClass *cls = class_of(r);
@@ -312,7 +373,7 @@ static const Node vm_rows[] = {
 	{ 13, "pending", REG(0444), .exact = true, .show = show_pending, .events = EV_PENDING | EV_SPEC | EV_STATE,
 	  .doc = "keys of spec.yaml that the running VM does not have yet; empty when they agree" },
 	{ 14, "status", REG(0444), .show = show_status,
-	  .events = EV_STATE | EV_REASON | EV_PID | EV_OPERATION | EV_FACTS | EV_SNAPSHOT,
+	  .events = EV_STATE | EV_REASON | EV_PID | EV_OPERATION | EV_FACTS | EV_SNAPSHOT | EV_HOST,
 	  .doc = "'key value' lines: state, reason, since, backend, host, pid, operation, progress, exit, restarts, restart, expires, snapshots, ports" },
 	{ 15, "error", REG(0444), .exact = true, .show = show_error, .events = EV_ERROR,
 	  .doc = "the last failure: time, verb, errno and a sentence; empty after a success" },
@@ -355,6 +416,9 @@ static const Node vm_rows[] = {
 	{ 122, "domain.xml", REG(0660), .show = show_definition, .store = store_definition,
 	  .present = have_definition, .events = EV_SPEC,
 	  .doc = "libvirt VMs only: the domain's XML; write a whole one, in one write, to define it so" },
+	{ 70, "host", REG(0664), .exact = true, .show = show_host, .store = store_host,
+	  .present = have_host, .events = EV_HOST | EV_SPEC,
+	  .doc = "libvirt VMs only: the host it is on; another one's name moves it there, live when it runs, and its own name ends such a move" },
 	{ 25, "sim", REG(0660), .store = store_sim, .present = have_sim,
 	  .doc = "sim VMs only: write what the simulated guest and hypervisor are to do" },
 	{ 161, "snapshots", S_IFDIR | 0770, .dir = &snapshots_dir, .present = snapshots_present,

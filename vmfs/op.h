@@ -39,6 +39,7 @@ typedef enum OpKind {
 	OP_UNDEFINE,
 	OP_UNMANAGE,
 	OP_REDEFINE,
+	OP_MIGRATE, /* op_arg(): char *, name of the host */
 	OP_SNAPSHOT,
 	OP_RESTORE,
 	OP_ADOPT,

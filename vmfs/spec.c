@@ -97,6 +97,9 @@ static const Section share_section = { share_fields, sizeof(SpecShare), spec_che
 static const Field top_fields[] = {
 	{ "backend", FIELD_WORD, offsetof(Spec, backend), .choices = backend_names,
 	  .doc = "what runs the VM; absent: the first usable in that order" },
+	{ "host", FIELD_TEXT, offsetof(Spec, host), .of_core = true,
+	  .doc = "the host of .vmfs/hosts that it is made on by its first start; later the file 'host' "
+		 "moves it; absent: local" },
 	{ "cpus", FIELD_COUNT, offsetof(Spec, cpus), .min = 1, .max = SPEC_MAX_CPUS,
 	  .of_host = true, .preset = "1", .doc = "virtual CPUs" },
 	{ "memory", FIELD_SIZE, offsetof(Spec, memory), .min = 16 * MIB, .max = SPEC_MAX_MEMORY,

@@ -64,6 +64,7 @@ typedef struct Spec {
 	unsigned refs;
 	GBytes *text;  /* the user's own document */
 	char *backend; /* or NULL: the first usable */
+	char *host;    /* where it is to be made; or NULL: on this one */
 	unsigned cpus;
 	uint64_t memory; /* bytes, a multiple of 1 MiB */
 	SpecAccel accel;

@@ -165,7 +165,9 @@ Backend *vm_backend_kind(const Vm *vm, GError **err)
 
 const char *vm_host(const Vm *vm)
 {
-	return vm->home.host ? vm->home.host : "local";
+	if (vm->home.host)
+		return vm->home.host;
+	return vm->spec->host ? vm->spec->host : "local";
 }
 
 BackendVm *vm_backend(Vm *vm, GError **err)

@@ -48,8 +48,9 @@ typedef enum VmChange {
 	EV_OWNER = 1 << 12, /* given to another user */
 	EV_EXEC = 1 << 13,  /* a job in exec/ */
 	EV_SNAPSHOT = 1 << 14,
+	EV_HOST = 1 << 15, /* it is on another one */
 } VmChange;
-#define EV_COUNT 15
+#define EV_COUNT 16
 
 /* What chmod and chown said of one file; unset fields follow the VM. */
 typedef struct VmAttr {

@@ -8,6 +8,7 @@
 #define DOUBT_MS    3000 /* that a job may take without a doubt */
 #define PING_MS	    3000 /* that an answer to a ping may take */
 #define MAX_PINGING 16	 /* hosts at once */
+#define MAX_SLOW    8	 /* at once, of all hosts */
 
 /* ---- does it answer? ---- */
 
@@ -75,12 +76,27 @@ void lv_host_trust(LvHost *lh)
 	lh->pinged = false;
 }
 
-void lv_host_work(LvHost *lh, void (*work)(void *job), void (*done)(void *job), void *job)
+static void begin(LvHost *lh)
 {
 	lh->outstanding++;
 	if (!lh->doubt)
 		lh->doubt = timer_start(DOUBT_MS, doubt, lh);
+}
+
+void lv_host_work(LvHost *lh, void (*work)(void *job), void (*done)(void *job), void *job)
+{
+	begin(lh);
 	pool_work(lh->pool, work, done, job);
+}
+
+void lv_host_slow_work(LvHost *lh, void (*work)(void *job), void (*done)(void *job), void *job)
+{
+	static Pool *pool;
+
+	if (!pool)
+		pool = pool_new(MAX_SLOW);
+	begin(lh);
+	pool_work(pool, work, done, job);
 }
 
 void lv_host_worked(const void *tag)
@@ -106,6 +122,8 @@ static void run(void *job)
 	if (c->dom)
 		virDomainFree(c->dom);
 	/* Here: if it was the last reference this talks to the host. */
+	if (c->other)
+		(void)virConnectClose(c->other);
 	(void)virConnectClose(c->virt);
 }
 
@@ -153,7 +171,10 @@ void lv_call_send(LvCall *c)
 	c->virt = c->lv->host->virt;
 	(void)virConnectRef(c->virt);
 	g_ptr_array_add(c->lv->calls, c);
-	lv_host_work(c->lv->host, run, finished, c);
+	if (c->slow)
+		lv_host_slow_work(c->lv->host, run, finished, c);
+	else
+		lv_host_work(c->lv->host, run, finished, c);
 }
 
 bool lv_call_alive(const LvCall *c)

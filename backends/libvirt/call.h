@@ -25,11 +25,15 @@ struct LvCall {
 	char key[VIR_UUID_STRING_BUFLEN];
 	virDomainPtr dom; /* looked up by key before work(); NULL if `absent` and there is none */
 	bool absent;	  /* there may be no such domain */
+	bool slow;	  /* in the threads for that */
 	char *name;
 	Spec *spec, *have; /* references of the loop's */
 	unsigned id;
 	char *xml; /* what was defined */
 	bool console, resume;
+	virConnectPtr other; /* a reference: of the host that it is moved to */
+	int percent;
+	gint unwanted; /* atomic: it is not to be begun any more */
 	virStreamPtr stream;
 	GPtrArray *list; /* of char* */
 	GByteArray *bytes;

@@ -281,6 +281,7 @@ void lv_host_away(LvHost *lh, char *why)
 	lh->outstanding = 0;
 	lv_look_no_more(lh);
 	show_all(lh, (LvState){ VM_UNKNOWN, "host-away" });
+	lv_move_away(lh);
 	host_answered(lh->host);
 	for (unsigned i = 0; i < lh->tries && pause < LAST_PAUSE_MS; i++)
 		pause *= 2;
@@ -319,6 +320,7 @@ void lv_host_close(Host *host)
 	GHashTableIter it;
 	gpointer value;
 
+	lv_move_away(lh);
 	g_hash_table_iter_init(&it, lh->domains);
 	while (g_hash_table_iter_next(&it, NULL, &value)) {
 		LvVm *lv = value;

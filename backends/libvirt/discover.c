@@ -203,7 +203,7 @@ static void gone(LvHost *lh, const char *key)
 {
 	LvVm *lv = g_hash_table_lookup(lh->domains, key);
 
-	if (!lv)
+	if (!lv || lv_move_hides(lh, key, (LvState){ VM_STOPPED }))
 		return;
 	g_clear_pointer(&lv->xml, g_free);
 	if (lv->base.vm->home.foreign)
@@ -213,12 +213,16 @@ static void gone(LvHost *lh, const char *key)
 }
 
 /* The VM of a domain, made if it is new. */
-static LvVm *vm_for(LvHost *lh, const char *key, const char *name)
+static LvVm *vm_for(LvHost *lh, const char *key, const char *name, LvState state)
 {
 	LvVm *lv = g_hash_table_lookup(lh->domains, key);
 	const VmHome home = { lh->host->be, lh->host->name, (char *)key, (char *)name, true };
 	Vm *vm;
 
+	if (!lv)
+		lv = lv_move_arrived(lh, key, state);
+	if (!lv && lv_is_passing(state))
+		return NULL;
 	if (!lv) {
 		vm = registry_appear(&home);
 		lv = vm ? lv_bind(vm) : NULL;
@@ -239,7 +243,9 @@ static void found(LvHost *lh, LvFound *f)
 		gone(lh, f->key);
 		return;
 	}
-	lv = vm_for(lh, f->key, f->name);
+	if (lv_move_hides(lh, f->key, f->state))
+		return;
+	lv = vm_for(lh, f->key, f->name, f->state);
 	if (!lv)
 		return;
 	lv_show(lv, f->state);
@@ -340,12 +346,14 @@ void lv_heard(LvHost *lh, const char *key, const char *name, LvState state)
 	bool runs = state.state == VM_RUNNING || state.state == VM_PAUSED;
 
 	(void)overtake(lh, key);
+	if (lv_move_hides(lh, key, state))
+		return;
 	/* The list is under way still, and may be of a time before now. */
 	if (!lh->virt)
 		lv_look(lh, key);
 	/* The end of one that is known to be gone is no news. */
 	if (runs)
-		lv = vm_for(lh, key, name);
+		lv = vm_for(lh, key, name, state);
 	if (lv && !lv->base.vm->gone)
 		lv_show(lv, state);
 }

@@ -28,7 +28,7 @@ void lv_show(LvVm *lv, LvState s)
 	/* What is known of its end is not to be forgotten for a word that says less. */
 	if (s.state == before && s.state == VM_STOPPED && !s.reason)
 		s.reason = vm->reason;
-	if (s.state == VM_RUNNING && s.state == before)
+	if (s.state == VM_RUNNING && s.state == before && !s.arrived)
 		s.reason = vm->reason;
 	if ((s.state == VM_STOPPED || s.state == VM_CRASHED) && ran)
 		backend_gone(&lv->base, s.state, s.reason, -1);
@@ -78,7 +78,7 @@ void lv_settle(LvVm *lv)
 	prepare(lv);
 	if (!vm->home.be) {
 		vm->home.be = lv->base.be;
-		vm->home.host = g_strdup("local");
+		vm->home.host = g_strdup(vm->spec->host ? vm->spec->host : "local");
 		vm->home.key = g_uuid_string_random();
 		vm->home.name = g_strdup(vm->name);
 		registry_save_meta(vm, NULL, NULL);
@@ -279,6 +279,7 @@ static void fini(BackendVm *bv)
 		return;
 	lv_op_clear(lv);
 	lv_call_forget(lv);
+	lv_move_forget(lv);
 	forget_run(lv);
 	if (lv->host)
 		g_hash_table_remove(lv->host->domains, bv->vm->home.key);
@@ -308,6 +309,7 @@ const BackendClass libvirt_class = {
 		[OP_UNDEFINE] = lv_undefine_op,
 		[OP_UNMANAGE] = unmanage,
 		[OP_REDEFINE] = lv_redefine,
+		[OP_MIGRATE] = lv_migrate,
 		[OP_ADOPT] = adopt,
 	},
 	.ask = {

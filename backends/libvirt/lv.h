@@ -57,8 +57,12 @@ typedef struct LvVm {
 	Op *op;
 	Timer *op_timer;
 	const char *ending; /* why it ends, when we end it */
-	void *start;	    /* the LvCall that starts it */
+	void *start;	    /* the LvCall that starts or moves it */
 	bool undoing;	    /* and what that has done is to be undone */
+
+	/* move.c: numbers of hosts; 0: it is not being moved. */
+	uint32_t from, to;
+	Timer *move_timer;
 
 	LvConsole *console; /* NULL: not connected */
 	bool connecting;
@@ -86,7 +90,14 @@ void lv_init_errors(void);
 typedef struct LvState {
 	VmState state;
 	const char *reason; /* a word; static */
+	bool arrived;	    /* it ran on another host up to now */
 } LvState;
+
+/* It is on its way between two hosts: on which it runs is not said yet. */
+static inline bool lv_is_passing(LvState s)
+{
+	return s.state == VM_PAUSED && !g_strcmp0(s.reason, "migrating");
+}
 
 LvState lv_state_of(int state, int reason);
 /* That, of a domain of which it is known whether its memory is kept. */
@@ -129,6 +140,8 @@ void lv_close_work(void (*work)(void *job), void (*done)(void *job), void *job);
 
 /* As pool_work(), in the host's pool: and if it takes long, the host is asked whether it lives. */
 void lv_host_work(LvHost *lh, void (*work)(void *job), void (*done)(void *job), void *job);
+/* The same for what takes as long as a guest is large: in threads that nobody else needs. */
+void lv_host_slow_work(LvHost *lh, void (*work)(void *job), void (*done)(void *job), void *job);
 /* For done(): one of `tag`'s has come back. */
 void lv_host_worked(const void *tag);
 void lv_host_trust(LvHost *lh);
@@ -161,6 +174,16 @@ void lv_heard(LvHost *lh, const char *key, const char *name, LvState state);
 void lv_look(LvHost *lh, const char *key);
 /* Forget what was to be looked at: the host is away. */
 void lv_look_no_more(LvHost *lh);
+
+/* move.c */
+void lv_migrate(BackendVm *bv, Op *op);
+/* What a host tells of this domain, which is on its way, is not to be shown. */
+bool lv_move_hides(const LvHost *lh, const char *key, LvState state);
+/* The VM of a domain that has turned up on `lh`, if it has come there from another host. */
+LvVm *lv_move_arrived(LvHost *lh, const char *key, LvState state);
+/* Moves to this host come to nothing: it is away. */
+void lv_move_away(const LvHost *lh);
+void lv_move_forget(LvVm *lv);
 
 /* libvirt.c */
 void lv_show(LvVm *lv, LvState s);

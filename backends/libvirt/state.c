@@ -73,7 +73,7 @@ static LvState shut_off(int reason)
 	case VIR_DOMAIN_SHUTOFF_UNKNOWN:
 		break;
 	}
-	return (LvState){ VM_STOPPED, NULL };
+	return (LvState){ VM_STOPPED };
 }
 
 LvState lv_state_of(int state, int reason)
@@ -130,15 +130,20 @@ static LvState stopped(int detail)
 	case VIR_DOMAIN_EVENT_STOPPED_FROM_SNAPSHOT:
 		break;
 	}
-	return (LvState){ VM_STATE_MAX, NULL };
+	return (LvState){ VM_STATE_MAX };
 }
 
 LvState lv_state_of_event(int event, int detail)
 {
 	switch ((virDomainEventType)event) {
 	case VIR_DOMAIN_EVENT_STARTED:
+		/* Its memory is to come: until then it runs where it was. */
+		if (detail == VIR_DOMAIN_EVENT_STARTED_MIGRATED)
+			break;
 		return (LvState){ VM_RUNNING, "started" };
 	case VIR_DOMAIN_EVENT_RESUMED:
+		if (detail == VIR_DOMAIN_EVENT_RESUMED_MIGRATED)
+			return (LvState){ VM_RUNNING, "migrated", .arrived = true };
 		return (LvState){ VM_RUNNING, "resumed" };
 	case VIR_DOMAIN_EVENT_SUSPENDED:
 		if (detail == VIR_DOMAIN_EVENT_SUSPENDED_PAUSED)
@@ -155,5 +160,5 @@ LvState lv_state_of_event(int event, int detail)
 	case VIR_DOMAIN_EVENT_CRASHED:
 		break;
 	}
-	return (LvState){ VM_STATE_MAX, NULL };
+	return (LvState){ VM_STATE_MAX };
 }

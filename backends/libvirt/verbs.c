@@ -445,6 +445,11 @@ void lv_start(BackendVm *bv, Op *op)
 {
 	LvVm *lv = lv_of(bv);
 
+	if (!host_find(vm_host(bv->vm))) {
+		op_fail(op, err_new(EHOSTDOWN, "there is no host '%s'; see .vmfs/hosts",
+				    vm_host(bv->vm)));
+		return;
+	}
 	lv_settle(lv);
 	op_steps(op, start_steps, lv, NULL);
 }

@@ -371,6 +371,7 @@ static void apply(SimVm *s, Op *op)
 	case OP_UNDEFINE:
 	case OP_UNMANAGE:
 	case OP_REDEFINE:
+	case OP_MIGRATE:
 	case OP_NONE:
 	case OP_ADOPT:
 	case OP_MAX:

@@ -5,7 +5,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from contextlib import contextmanager
+import uuid as uuids
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -57,7 +58,9 @@ def frozen(pid):
 
 
 class Libvirtd:
-    def __init__(self):
+    """With an address, it is a host of its own: in namespaces for its network and its name."""
+    def __init__(self, address=None):
+        self.address = address
         self.dir = Path(tempfile.mkdtemp(prefix="vmfs-libvirt-", dir="/tmp"))
         self.run = self.dir / "run"
         self.run.mkdir()
@@ -67,6 +70,9 @@ class Libvirtd:
         self.made = [path for path in PLACES if not path.is_dir()]
         for path in self.made:
             path.mkdir()
+        if address:
+            (self.dir / "qemu.conf").write_text(f'migration_host = "{address}"\n')
+            (self.dir / "libvirtd.conf").write_text(f'host_uuid = "{uuids.uuid4()}"\n')
         self.proc = None
         self.start()
 
@@ -81,7 +87,8 @@ class Libvirtd:
     def start(self):
         with open(self.dir / "out", "ab") as out:
             self.proc = subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "private", BENCH / "private-libvirtd",
+                ["unshare", "--mount", "--propagation", "private",
+                 *(["--net", "--uts"] if self.address else []), BENCH / "private-libvirtd",
                  self.dir, self.run, self.reaper, "again"],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
         until(lambda: self._answers() or self.proc.poll() is not None, "libvirtd answers", 60)
@@ -134,6 +141,11 @@ class Libvirtd:
         """A context in which it is frozen."""
         return frozen(self.pid)
 
+    def within(self, *words):
+        """Run a command in its network."""
+        subprocess.run(["nsenter", "--target", str(self.proc.pid), "--net", "--uts", *words],
+                       check=True)
+
     def stop(self):
         if self.proc:
             self.proc.terminate()
@@ -145,3 +157,21 @@ class Libvirtd:
         for path in self.made:
             path.rmdir()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+
+@contextmanager
+def two_hosts():
+    """Two of them, with a network between them."""
+    with ExitStack() as stack:
+        hosts = []
+        for i in (1, 2):
+            hosts.append(Libvirtd(f"192.0.2.{i}"))
+            stack.callback(hosts[-1].close)
+        subprocess.run(["ip", "link", "add", "vmfs", "netns", str(hosts[0].proc.pid), "type", "veth",
+                        "peer", "name", "vmfs", "netns", str(hosts[1].proc.pid)], check=True)
+        for i, host in enumerate(hosts, 1):
+            host.within("hostname", f"node{i}")
+            host.within("ip", "link", "set", "lo", "up")
+            host.within("ip", "address", "add", f"{host.address}/24", "dev", "vmfs")
+            host.within("ip", "link", "set", "vmfs", "up")
+        yield hosts
