@@ -339,6 +339,26 @@ def test_one_read_is_of_one_piece(fs):
     assert text.count(b" stopped ") == 40 and text.count(b"\n") == 40
 
 
+def test_readers_of_texts_do_not_mix(fs):
+    """Many files are open at once, each read in parts: each text is that of its first part."""
+    for n in range(3):
+        fs.vm(f"web{n}", "backend: sim\n")
+    names = [fs.mnt / ".vmfs/list", *(fs.mnt / f"web{n}" / "status" for n in range(3))]
+    fds = {path: os.open(path, os.O_RDONLY) for path in names}
+    first = {path: os.pread(fd, 4096, 0) for path, fd in fds.items()}
+    texts = {path: os.pread(fd, 7, 0) for path, fd in fds.items()}
+    for n in range(3):
+        fs.vm(f"web{n}").do("start")
+    crash(fs)
+    for at in range(7, 400, 7):
+        for path, fd in fds.items():
+            texts[path] += os.pread(fd, 7, at)
+    assert texts == first
+    assert all(os.pread(fd, 4096, 0) != first[path] for path, fd in fds.items())
+    for fd in fds.values():
+        os.close(fd)
+
+
 # Those who watch
 
 def test_pollers_are_woken(fs, vm):

@@ -2,6 +2,10 @@
 /*
  * Open files: opening, reading, polling. A handle is a number; what is kept for it is only what
  * this one reader or writer has got so far. Reads of streams may wait for long.
+ *
+ * Of a shown file that is opened for reading nothing is kept at all until there is something to
+ * remember: its number tells which version of the text was there when it was opened. That makes
+ * the commonest thing that is done here cheap, and a successor needs nothing to go on with it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -10,6 +14,7 @@
 #include <unistd.h>
 
 #include "vmfs/fs_internal.h"
+#include "vmfs/keep.h"
 #include "vmfs/request.h"
 #include "vmfs/scratch.h"
 #include "vmfs/waitq.h"
@@ -17,8 +22,18 @@
 /* Each can hold a document or what a stream has to tell. */
 #define MAX_HANDLES 16384
 
-static GHashTable *handles; /* by fh */
-static uint64_t last_fh;
+/* In the number of a light handle: that it is one, and the version that was there. */
+#define LIGHT	     ((uint64_t)1 << 63)
+#define VERSION_BITS 24
+#define VERSION_MASK ((1u << VERSION_BITS) - 1)
+
+static GHashTable *handles; /* by fh; but for this one: */
+/*
+ * The light handle that was made last. Small files are mostly read one after the other, and then
+ * this is the only one, made once. When it has no number it is free.
+ */
+static Handle *newest;
+#define SMALL_TEXT 4096 /* bytes of room that are kept for the next one */
 
 static uint32_t version_of(const NodeRef *r)
 {
@@ -29,7 +44,7 @@ static uint32_t version_of(const NodeRef *r)
 	for (unsigned i = 0; i < EV_COUNT; i++)
 		if (r->node->events & (1u << i))
 			sum += versions[i];
-	return sum;
+	return sum & VERSION_MASK;
 }
 
 static void poll_end(Handle *h)
@@ -38,14 +53,11 @@ static void poll_end(Handle *h)
 	h->kh = 0;
 }
 
-static void handle_free(void *data)
+static void handle_end(Handle *h)
 {
-	Handle *h = data;
-
 	poll_end(h);
-	fs_forget_handle(h->fh);
-	if (h->text)
-		g_string_free(h->text, TRUE);
+	if (h->kept)
+		fs_forget_handle(h->fh);
 	if (h->ref.node->stream && h->ref.node->stream->close)
 		h->ref.node->stream->close(&h->ref, &h->reader);
 	if (h->reader.first)
@@ -56,24 +68,51 @@ static void handle_free(void *data)
 		g_byte_array_unref(h->doc);
 	op_unref(h->op);
 	vm_unref(h->ref.vm);
+}
+
+static void handle_free(void *data)
+{
+	Handle *h = data;
+
+	if (h->fh)
+		handle_end(h);
+	if (h->text)
+		g_string_free(h->text, TRUE);
 	g_free(h);
+}
+
+static void handles_add(Handle *h)
+{
+	if (!handles)
+		handles = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, handle_free);
+	g_hash_table_insert(handles, &h->fh, h);
+}
+
+static void handle_init(Handle *h, uint64_t fh, const NodeRef *r, int flags)
+{
+	GString *text = h->text;
+
+	*h = (Handle){ .fh = fh, .ref = *r, .flags = flags, .text = text };
+	if (r->vm)
+		vm_ref(r->vm);
+	h->reader.writes = (flags & O_ACCMODE) != O_RDONLY;
 }
 
 Handle *fs_handle_insert(uint64_t fh, const NodeRef *r, int flags)
 {
 	Handle *h = g_new0(Handle, 1);
 
-	if (!handles)
-		handles = g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, handle_free);
-	last_fh = MAX(last_fh, fh);
-	h->fh = fh;
-	h->ref = *r;
-	if (r->vm)
-		vm_ref(r->vm);
-	h->flags = flags;
-	h->reader.writes = (flags & O_ACCMODE) != O_RDONLY;
-	g_hash_table_insert(handles, &h->fh, h);
+	/* Also one of a daemon that did not number them there. */
+	if (!(fh & LIGHT))
+		keep_head()->handles = MAX(keep_head()->handles, fh);
+	handle_init(h, fh, r, flags);
+	handles_add(h);
 	return h;
+}
+
+static bool too_many(void)
+{
+	return handles && g_hash_table_size(handles) >= MAX_HANDLES;
 }
 
 /* NULL: too many are open. */
@@ -81,9 +120,9 @@ static Handle *handle_new(const NodeRef *r, int flags)
 {
 	Handle *h;
 
-	if (handles && g_hash_table_size(handles) >= MAX_HANDLES)
+	if (too_many())
 		return NULL;
-	h = fs_handle_insert(last_fh + 1, r, flags);
+	h = fs_handle_insert(++keep_head()->handles, r, flags);
 	h->seen = version_of(r);
 	if (r->node->stream)
 		r->node->stream->open(r, &h->reader);
@@ -94,17 +133,73 @@ static Handle *handle_new(const NodeRef *r, int flags)
 
 Handle *fs_handle(uint64_t fh)
 {
+	if (fh && newest && newest->fh == fh)
+		return newest;
 	return handles ? g_hash_table_lookup(handles, &fh) : NULL;
+}
+
+static bool is_light(const NodeRef *r, int flags)
+{
+	return r->node->show && (flags & O_ACCMODE) == O_RDONLY;
+}
+
+static uint64_t light_fh(const NodeRef *r)
+{
+	return LIGHT | ++keep_head()->handles << VERSION_BITS | version_of(r);
+}
+
+static Handle *light_new(uint64_t fh, const NodeRef *r)
+{
+	if (newest && newest->fh)
+		handles_add(g_steal_pointer(&newest));
+	if (!newest)
+		newest = g_new0(Handle, 1);
+	handle_init(newest, fh, r, O_RDONLY);
+	newest->seen = fh & VERSION_MASK;
+	return newest;
+}
+
+static void light_end(void)
+{
+	handle_end(newest);
+	newest->fh = 0;
+	if (newest->text && newest->text->allocated_len > SMALL_TEXT)
+		g_string_free(g_steal_pointer(&newest->text), TRUE);
+	else if (newest->text)
+		g_string_truncate(newest->text, 0);
+}
+
+/* Of a light one this is the first that there is to remember. Else an errno is in *err. */
+static Handle *handle_used(fuse_ino_t ino, const struct fuse_file_info *fi, int *err)
+{
+	Handle *h = fs_handle(fi->fh);
+	NodeRef r;
+
+	if (h)
+		return h;
+	if (!(fi->fh & LIGHT))
+		*err = EBADF;
+	else if (!node_from_ino(ino, &r))
+		*err = ESTALE;
+	else if (too_many())
+		*err = ENFILE;
+	else
+		h = light_new(fi->fh, &r);
+	return h;
 }
 
 void fs_handle_close(Handle *h)
 {
-	g_hash_table_remove(handles, &h->fh);
+	if (h == newest)
+		light_end();
+	else
+		g_hash_table_remove(handles, &h->fh);
 }
 
 void fs_close_handles(void)
 {
 	g_clear_pointer(&handles, g_hash_table_unref);
+	g_clear_pointer(&newest, handle_free);
 }
 
 /* ---- open ---- */
@@ -133,6 +228,12 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		return;
 	if (r.node->scratch && (fi->flags & O_TRUNC))
 		(void)scratch_truncate(scratch_by_number(r.vm, r.sub), 0);
+	out.open_flags = open_flags(r.node, fi->flags);
+	if (is_light(&r, fi->flags)) {
+		out.fh = light_fh(&r);
+		fuse_reply_buf(req, (const char *)&out, sizeof out);
+		return;
+	}
 	h = handle_new(&r, fi->flags);
 	if (!h) {
 		fuse_reply_err(req, ENFILE);
@@ -150,7 +251,6 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		return;
 	}
 	out.fh = h->fh;
-	out.open_flags = open_flags(r.node, fi->flags);
 	if (r.node->ask) {
 		fs_open_asked(req, h, &out);
 		return;
@@ -291,7 +391,7 @@ void fs_reply_slice(fuse_req_t req, const char *data, size_t len, off_t off, siz
 
 static void read_shown(fuse_req_t req, Handle *h, size_t size, off_t off)
 {
-	if (!h->text || off == 0) {
+	if (off == 0 || !h->text || !h->text->len) {
 		const uint32_t seen = h->seen;
 
 		if (!h->text)
@@ -299,10 +399,11 @@ static void read_shown(fuse_req_t req, Handle *h, size_t size, off_t off)
 		g_string_truncate(h->text, 0);
 		h->seen = version_of(&h->ref);
 		h->ref.node->show(&h->ref, h->text);
-		if (h->seen != seen)
-			fs_keep_handle(h);
 		/* The rest of it is to be of one piece with this. */
-		fs_keep_text(h->fh, h->text->len > size ? h->text : NULL);
+		if (h->seen != seen || h->text->len > size)
+			fs_keep_handle(h);
+		if (h->kept)
+			fs_keep_text(h->fh, h->text->len > size ? h->text : NULL);
 	}
 	fs_reply_slice(req, h->text->str, h->text->len, off, size);
 }
@@ -387,12 +488,12 @@ static void read_stream(fuse_req_t req, Handle *h, size_t size, int flags)
 
 void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
 {
-	Handle *h = fs_handle(fi->fh);
+	int err = 0;
+	Handle *h = handle_used(ino, fi, &err);
 	const Node *n = h ? h->ref.node : NULL;
 
-	(void)ino;
 	if (!h) {
-		fuse_reply_err(req, EBADF);
+		fuse_reply_err(req, err);
 	} else if (n->stream) {
 		read_stream(req, h, size, fi->flags);
 	} else if (n->ask) {
@@ -457,14 +558,14 @@ void fs_handle_poll(Handle *h, uint64_t kh)
 void fs_poll(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi, struct fuse_pollhandle *ph)
 {
 	const struct fuse_poll_in *in = request_body();
-	Handle *h = fs_handle(fi->fh);
+	int err = 0;
+	Handle *h = handle_used(ino, fi, &err);
 
-	(void)ino;
 	/* libfuse's is a pointer; what the kernel sent can be kept. */
 	if (ph)
 		fuse_pollhandle_destroy(ph);
 	if (!h) {
-		fuse_reply_err(req, EBADF);
+		fuse_reply_err(req, err);
 		return;
 	}
 	if (ph) {

@@ -76,6 +76,7 @@ typedef struct Handle {
 	GByteArray *doc; /* of a document: what is being written; NULL: nothing yet */
 	bool dirty, truncated, refused;
 	bool editing; /* a file that is written */
+	bool kept;    /* a successor would know it; of a light one that is the exception */
 	Op *op;	      /* of a command: accepted, and not yet waited for */
 	WaitEntry poll;
 	uint64_t kh; /* by which the kernel knows who polls it; 0: nobody */
@@ -96,7 +97,7 @@ void fs_handle_poll(Handle *h, uint64_t kh);
 Handle *fs_handle_insert(uint64_t fh, const NodeRef *r, int flags);
 
 /* fs_keep.c: open files for a successor of this daemon */
-void fs_keep_handle(const Handle *h);
+void fs_keep_handle(Handle *h);
 void fs_keep_text(uint64_t fh, const GString *text); /* NULL: none */
 void fs_keep_answer(const Handle *h);
 void fs_keep_document(const Handle *h);

@@ -20,7 +20,7 @@ typedef struct KeptHandle {
 	uint8_t unread, unused[7];
 } KeptHandle;
 
-void fs_keep_handle(const Handle *h)
+void fs_keep_handle(Handle *h)
 {
 	const KeptHandle k = { .ino = node_ino(&h->ref),
 			       .flags = h->flags,
@@ -36,6 +36,7 @@ void fs_keep_handle(const Handle *h)
 			       .unread = h->unread };
 
 	keep_set(KEEP_HANDLE, h->fh, &k, sizeof k);
+	h->kept = true;
 }
 
 void fs_keep_text(uint64_t fh, const GString *text)
@@ -119,6 +120,7 @@ static void restore_handle(uint64_t fh, GBytes *value)
 		return;
 	}
 	h = fs_handle_insert(fh, &r, k.flags);
+	h->kept = true;
 	h->seen = k.seen;
 	/* What a stream makes for each of its readers begins anew. */
 	if (r.node->stream && r.node->stream->close)

@@ -51,8 +51,9 @@ static struct {
 	KeepHead *head; /* NULL: detached */
 	int fd;
 	uint64_t end; /* with what is not committed yet */
-	size_t live;  /* bytes of the records of live values */
-	bool full;    /* said once */
+	uint64_t changes;
+	size_t live; /* bytes of the records of live values */
+	bool full;   /* said once */
 	GHashTable *values[KEEP_KINDS];
 } keep = { .fd = -1 };
 
@@ -206,6 +207,7 @@ static void put(RecordOp op, KeepKind kind, uint64_t key, const void *data, size
 	if (len)
 		memcpy(r + 1, data, len);
 	keep.end += size;
+	keep.changes++;
 	note(r, at);
 }
 
@@ -225,14 +227,14 @@ void keep_unset(KeepKind kind, uint64_t key)
 		put(UNSET, kind, key, NULL, 0);
 }
 
-bool keep_dirty(void)
+uint64_t keep_changes(void)
 {
-	return keep.head && keep.end != keep.head->end[keep.head->area];
+	return keep.changes;
 }
 
 void keep_commit(void)
 {
-	if (!keep_dirty())
+	if (!keep.head || keep.end == keep.head->end[keep.head->area])
 		return;
 	__atomic_store_n(&keep.head->end[keep.head->area], keep.end, __ATOMIC_RELEASE);
 	if (keep.end > 2 * (uint64_t)keep.live + MIN_HISTORY)

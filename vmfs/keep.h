@@ -59,6 +59,7 @@ typedef struct KeepHead {
 	uint64_t end[2];    /* of the logs, as far as they count */
 	uint64_t begun;	    /* operations numbered so far */
 	int32_t helpers[4]; /* the last notify helpers: of former daemons as well */
+	uint64_t handles;   /* of open files, numbered so far */
 } KeepHead;
 
 /* Lay out an empty memory file; for the keeper. Its descriptor, or -1 and errno. */
@@ -77,8 +78,8 @@ char *keep_slot(void);
 void keep_set(KeepKind kind, uint64_t key, const void *data, size_t len);
 void keep_append(KeepKind kind, uint64_t key, const void *data, size_t len);
 void keep_unset(KeepKind kind, uint64_t key);
-/* Something is not committed yet. */
-bool keep_dirty(void);
+/* How many changes there have been: that it is the same tells that there was none since. */
+uint64_t keep_changes(void);
 void keep_commit(void);
 
 bool keep_has(KeepKind kind, uint64_t key);

@@ -15,6 +15,8 @@ static struct {
 	struct fuse_session *session;
 	int fd;
 	const struct fuse_in_header *in; /* being handled; NULL: none */
+	uint64_t changes;		 /* keep_changes() before it */
+	bool kept;			 /* it has waited, in a former daemon */
 	bool answered;
 	bool mute;
 } current;
@@ -58,10 +60,16 @@ static bool is_repeatable(uint32_t opcode)
 	}
 }
 
-/* What was done for it must not be done again. */
-static bool changes_something(uint32_t opcode)
+/* All that these change is what is kept of an open file. */
+static bool is_of_handle(uint32_t opcode)
 {
-	return !is_repeatable(opcode) && (opcode != FUSE_READ || keep_dirty());
+	return opcode == FUSE_OPEN || opcode == FUSE_READ || opcode == FUSE_RELEASE;
+}
+
+/* What was done for it must not be done again. */
+static bool has_changed_something(uint32_t opcode)
+{
+	return is_of_handle(opcode) ? keep_changes() != current.changes : !is_repeatable(opcode);
 }
 
 /* ---- answering ---- */
@@ -81,13 +89,14 @@ static ssize_t write_answer(int fd, struct iovec *iov, int count, void *arg)
 {
 	const struct fuse_out_header *out = iov[0].iov_base;
 	const bool is_current = current.in && out->unique == current.in->unique;
-	const bool waited = out->unique && keep_has(KEEP_REQUEST, out->unique);
+	const bool waited =
+		out->unique && (is_current ? current.kept : keep_has(KEEP_REQUEST, out->unique));
 
 	(void)arg;
 	if (current.mute && out->unique)
 		return (ssize_t)out->len;
 	current.answered |= is_current;
-	if (waited || (is_current && changes_something(current.in->opcode)))
+	if (waited || (is_current && has_changed_something(current.in->opcode)))
 		keep_reply(out, iov, count);
 	/* What is told is kept: nobody can know more than a successor will. */
 	keep_commit();
@@ -124,12 +133,14 @@ static void refuse(const struct fuse_in_header *in)
 		(void)write_answer(current.fd, &iov, 1, NULL);
 }
 
-static void handle(const char *raw)
+static void handle(const char *raw, bool kept)
 {
 	const struct fuse_in_header *in = (const void *)raw;
 	KeepHead *head = keep_head();
 
 	current.in = in;
+	current.kept = kept;
+	current.changes = keep_changes();
 	current.answered = !wants_answer(in->opcode);
 	head->current = in->unique;
 	if (in->unique == head->suspect && head->deaths >= MAX_DEATHS)
@@ -140,7 +151,7 @@ static void handle(const char *raw)
 		memcpy(head->init, raw, in->len);
 		head->init_len = in->len;
 	}
-	if (!current.answered && !keep_has(KEEP_REQUEST, in->unique))
+	if (!current.answered && !kept)
 		keep_set(KEEP_REQUEST, in->unique, raw, in->len);
 	keep_commit();
 	head->current = 0;
@@ -151,7 +162,7 @@ void request_handle(void)
 {
 	struct fuse_in_header *in = (void *)keep_slot();
 
-	handle(keep_slot());
+	handle(keep_slot(), false);
 	in->len = 0;
 }
 
@@ -236,7 +247,7 @@ static void resume(uint64_t unique, GBytes *raw)
 
 	if (len >= sizeof(struct fuse_in_header) &&
 	    ((const struct fuse_in_header *)(const void *)data)->len == len)
-		handle(data);
+		handle(data, true);
 }
 
 void request_resume(void)
