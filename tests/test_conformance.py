@@ -434,6 +434,28 @@ def test_exec_and_sleep(guest_up):
         assert job.out() == b"again\n"
 
 
+def test_exec_and_snapshot(guest_up):
+    """A snapshot holds no half of a command: what runs is in its way."""
+    if not exists(guest_up / "snapshots"):
+        pytest.skip("its backend takes no snapshots")
+    with guest_up.job("sleep 600") as job:
+        with fails(EBUSY):
+            (guest_up / "snapshots/s1").mkdir()
+        guest_up.error("EBUSY", f"exec/{job.name}", "signal 9")
+        assert os.listdir(guest_up / "snapshots") == []
+        job.write("status", "signal 9\n")
+        job.out()
+    (guest_up / "snapshots/s1").mkdir()
+    guest_up.wait("snapshots", 60)
+    assert guest_up.read("snapshots/s1/state") == "ready\n"
+    with guest_up.job("echo again") as job:
+        assert job.out() == b"again\n"
+    guest_up.do("restore s1")
+    guest_up.wait("agent", 60)
+    with guest_up.job("echo restored") as job:
+        assert job.out() == b"restored\n"
+
+
 def test_exec_blocks_no_recursive_tool(guest_up):
     with guest_up.job("sleep 600") as job:
         guest_up.fs.sh("grep -r nothing web1/exec; cp -r web1/exec $BASE/copy; tar -cf- web1/exec",

@@ -253,7 +253,7 @@ static bool check_order(Vm *vm, const Verb *v, GError **err)
 	bv = vm_backend(vm, err);
 	if (!bv)
 		return false;
-	if (v->kind == OP_SLEEP && !exec_make_way(vm, err))
+	if ((v->kind == OP_SLEEP || v->kind == OP_SNAPSHOT) && !exec_make_way(vm, err))
 		return false;
 	if (!bv->be->cls->op[v->kind])
 		return err_set(err, EOPNOTSUPP, "backend '%s' cannot %s a VM", bv->be->cls->name,
