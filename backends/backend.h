@@ -14,6 +14,7 @@
 
 #include "vmfs/ask.h"
 #include "vmfs/op.h"
+#include "vmfs/proc.h"
 #include "vmfs/spec.h"
 
 typedef struct Snapshot Snapshot; /* vmfs/snapshot.h */
@@ -57,6 +58,7 @@ typedef struct BackendClass {
 	const char *name, *doc;
 	size_t vm_size; /* of the derived BackendVm, whose first member is the base; zeroed */
 	bool hidden;	/* never chosen by default */
+	bool clones;	/* OP_START looks at vm_clone_source() */
 
 	/* Find out whether it is usable here; answers once with backend_probed(). */
 	void (*probe)(Backend *be);
@@ -227,6 +229,25 @@ const char *snapshot_name(const Snapshot *s);
 unsigned snapshot_number(const Snapshot *s);
 /* The machine ran when it was taken. */
 bool snapshot_has_memory(const Snapshot *s);
+
+/*
+ * For OP_START of a VM with `from` that has not run yet: the snapshot that it is to begin as, in
+ * place of a boot, and that stays as long as the VM needs it; NULL: there is none. Its owner's
+ * rights (NULL: not looked at) decide. False and err when it cannot be used. Until the VM runs,
+ * what an earlier attempt has left of its disks is worth nothing.
+ */
+bool vm_clone_source(Vm *vm, const ProcUser *owner, const Snapshot **ret, GError **err);
+bool vm_clone_is_pending(const Vm *vm);
+/* What begins the paths of the files that its disks are based on; NULL: of no other VM's. Owned by
+ * the caller. */
+char *vm_origin_dir(const Vm *vm);
+/*
+ * A directory that the backend may make, for clones of that user, and that goes with the snapshot;
+ * owned by the caller. It has SNAPSHOT_UNFINISHED after its name until it is complete.
+ */
+char *snapshot_template(const Snapshot *s, uid_t uid);
+#define SNAPSHOT_UNFINISHED ".new"
+uid_t snapshot_uid(const Snapshot *s);
 
 /* What vm.h has for backends as well. */
 const char *vm_state_name(VmState state);

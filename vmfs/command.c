@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "vmfs/clone.h"
 #include "vmfs/err.h"
 #include "vmfs/event.h"
 #include "vmfs/exec.h"
@@ -218,6 +219,10 @@ static void op_ended(Op *op)
 	vm_ref(vm);
 	vm->op = NULL;
 	op_keep(op);
+	if (op_kind(op) == OP_RESTORE && !e)
+		clone_begun(vm);
+	else if (e)
+		clone_failed(vm);
 	if (e)
 		log_info("%s: %s: %s", vm->name, verb, e->message);
 	/* One change that was made says nothing of those before it. */
@@ -255,6 +260,11 @@ static bool check_order(Vm *vm, const Verb *v, GError **err)
 		return false;
 	if ((v->kind == OP_SLEEP || v->kind == OP_SNAPSHOT) && !exec_make_way(vm, err))
 		return false;
+	if (v->kind == OP_SNAPSHOT && clone_is_pending(vm))
+		return err_set(
+			err, EBUSY,
+			"it has not been started yet, and is no more than %s; 'start' it first",
+			vm->spec->from);
 	if (!bv->be->cls->op[v->kind])
 		return err_set(err, EOPNOTSUPP, "backend '%s' cannot %s a VM", bv->be->cls->name,
 			       v->name);

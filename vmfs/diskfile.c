@@ -69,6 +69,8 @@ void diskfile_free(DiskFile *f)
 	g_free(f->image);
 	g_free(f->format);
 	g_free(f->mount);
+	g_free(f->origin);
+	g_free(f->base);
 	g_free(f);
 }
 
@@ -272,6 +274,19 @@ static bool fill_raw(int fd, const void *arg, GError **err)
 	return !ftruncate(fd, (off_t)b->size) || err_set(err, errno, "%s", g_strerror(errno));
 }
 
+static bool make_on(const DiskFile *f, const Blank *blank, GError **err)
+{
+	/* First, for the overlay is complete with its name. */
+	if (f->record && ((unlink(f->record) && errno != ENOENT) || symlink(f->said, f->record)))
+		return err_set(err, errno, "%s: cannot make %s: %s", f->key, f->record,
+			       g_strerror(errno));
+	if (diskfile_make(f->path, f->key, fill_qcow2, blank, err))
+		return true;
+	if (f->record)
+		(void)unlink(f->record);
+	return false;
+}
+
 static bool make_overlay(DiskFile *f, GError **err)
 {
 	g_autofree char *real = NULL;
@@ -294,17 +309,29 @@ static bool make_overlay(DiskFile *f, GError **err)
 			       "%s.size: its image has %" G_GUINT64_FORMAT
 			       " bytes; a disk cannot be smaller than that",
 			       f->key, found.size);
-	/* First, for the overlay is complete with its name. */
-	if ((unlink(f->record) && errno != ENOENT) || symlink(f->said, f->record))
-		return err_set(err, errno, "%s: cannot make %s: %s", f->key, f->record,
-			       g_strerror(errno));
 	blank.size = f->size ? f->size : found.size;
 	blank.backing = real;
 	blank.backing_format = found.format;
-	if (diskfile_make(f->path, f->key, fill_qcow2, &blank, err))
-		return true;
-	(void)unlink(f->record);
-	return false;
+	return make_on(f, &blank, err);
+}
+
+/* Of the disk in a snapshot, which is one of the same image. */
+static bool make_clone(DiskFile *f, GError **err)
+{
+	Blank blank = { .backing = f->base, .backing_format = "qcow2" };
+	Found found;
+
+	if (!check_file(f->base, "qcow2", false, f->mount, 0, &found, err)) {
+		g_prefix_error(err, "%s: %s: ", f->key, f->base);
+		return false;
+	}
+	if (f->size && f->size < found.size)
+		return err_set(err, EINVAL,
+			       "%s.size: the disk in the snapshot has %" G_GUINT64_FORMAT
+			       " bytes and cannot be made smaller",
+			       f->key, found.size);
+	blank.size = f->size ? f->size : found.size;
+	return make_on(f, &blank, err);
 }
 
 /* A private disk is in the other format already. */
@@ -361,6 +388,7 @@ static bool check_overlay(DiskFile *f, const Qcow2 *q, GError **err)
 static bool check_own_qcow2(DiskFile *f, int fd, GError **err)
 {
 	g_autofree Qcow2 *q = g_new(Qcow2, 1);
+	Found found;
 
 	if (!qcow2_read(fd, q, err)) {
 		g_prefix_error(err, "%s: %s: ", f->key, f->path);
@@ -368,10 +396,14 @@ static bool check_own_qcow2(DiskFile *f, int fd, GError **err)
 	}
 	if (f->said)
 		return check_overlay(f, q, err);
-	if (*q->backing)
+	if (*q->backing && !(f->origin && g_str_has_prefix(q->backing, f->origin)))
 		return err_set(err, EINVAL,
 			       "%s: there is a disk of %s already; remove %s to begin afresh",
 			       f->key, q->backing, f->path);
+	if (*q->backing && !check_file(q->backing, "qcow2", false, f->mount, 0, &found, err)) {
+		g_prefix_error(err, "%s: %s: ", f->key, q->backing);
+		return false;
+	}
 	return check_size(f, q->size, err);
 }
 
@@ -401,10 +433,16 @@ static bool is_blank(int fd)
 static bool prepare_own(DiskFile *f, GError **err)
 {
 	const bool is_raw = !f->said && !strcmp(f->format, "raw");
-	const int fd = open(f->path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 	struct stat st;
+	int fd;
 	bool ok;
 
+	if (f->base)
+		return make_clone(f, err);
+	if (f->anew && unlink(f->path) && errno != ENOENT)
+		return err_set(err, errno, "%s: cannot remove %s: %s", f->key, f->path,
+			       g_strerror(errno));
+	fd = open(f->path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 	if (fd < 0 && errno != ENOENT)
 		return err_set(err, errno, "%s: cannot open %s: %s", f->key, f->path,
 			       g_strerror(errno));

@@ -23,6 +23,10 @@ typedef struct DiskFile {
 	bool own; /* private: made when it is missing */
 	bool readonly;
 	char *mount; /* nothing below it can be a disk */
+	/* For VMs that are made from a snapshot; diskfile_new() leaves these unset. */
+	char *origin; /* what begins the paths of what it may be based on; or NULL */
+	char *base;   /* of the snapshot's disk, a qcow2, that it is to be based on; or NULL */
+	bool anew;    /* what is there is worth nothing */
 
 	/* Of diskfile_prepare(): it is there, but `qemu-img resize` is to give it its size. */
 	bool resize;

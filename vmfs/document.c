@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "vmfs/attach.h"
+#include "vmfs/clone.h"
 #include "vmfs/err.h"
 #include "vmfs/home.h"
 #include "vmfs/hosts.h"
@@ -413,7 +414,8 @@ static bool judge(Commit *c, GError **err)
 	Backend *be;
 
 	c->spec = spec_parse(data ? data : "", len, err);
-	if (!c->spec || !lifetime_check(vm, c->spec, err))
+	if (!c->spec || !clone_document(c->vm, &c->who, &c->text, &c->spec, err) ||
+	    !lifetime_check(vm, c->spec, err))
 		return false;
 	if (c->spec->backend && (vm_is_live(vm) || vm_is_asleep(vm)) && vm->bv &&
 	    strcmp(c->spec->backend, vm->bv->be->cls->name))

@@ -83,6 +83,8 @@ static void show_capabilities(const NodeRef *r, GString *out)
 	for (const Verb *v = verbs; v->name; v++)
 		if (cls->op[v->kind])
 			g_string_append_printf(out, "%s\n", v->name);
+	if (cls->clones)
+		g_string_append(out, "clone\n");
 	if (cls->console_write)
 		g_string_append(out, "console\n");
 	if (cls->cmdline)

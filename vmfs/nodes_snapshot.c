@@ -148,7 +148,7 @@ static const Dir snapshot_dir_of_one = {
 
 static const Node snapshot_row = {
 	162, "SNAPSHOT", S_IFDIR | 0770, .dir = &snapshot_dir_of_one, .present = have_snapshot,
-	.doc = "a snapshot: mkdir takes it, rmdir drops it; tar -c exports it, tar -x imports one",
+	.doc = "a snapshot: mkdir takes it, rmdir drops it; tar -c exports it, tar -x imports one; `from: VM/snapshots/NAME` in the spec of a new VM makes that a clone of it",
 };
 
 const Dir snapshots_dir = {

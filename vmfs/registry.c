@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "vmfs/clone.h"
 #include "vmfs/err.h"
 #include "vmfs/event.h"
 #include "vmfs/home.h"
@@ -456,6 +457,15 @@ int registry_remove(Vm *vm, RegistryDone fn, void *arg)
 		return err;
 	if (vm_is_asleep(vm) && !vm->home.foreign) {
 		g_autoptr(GError) e = err_new(EBUSY, "it is asleep; 'kill' it before removing it");
+
+		vm_set_error(vm, "rmdir", e);
+		return EBUSY;
+	}
+	if (clone_user(vm, 0)) {
+		g_autoptr(GError) e = err_new(EBUSY,
+					      "the disks of VM '%s' are based on a snapshot of it; "
+					      "remove that VM first",
+					      clone_user(vm, 0)->name);
 
 		vm_set_error(vm, "rmdir", e);
 		return EBUSY;

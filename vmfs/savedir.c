@@ -383,11 +383,11 @@ void savedir_remove(const char *path)
 
 /* ---- the pool ---- */
 
-typedef enum SaveKind { SEAL, VERIFY, DROP, COPY } SaveKind;
+typedef enum SaveKind { SEAL, VERIFY, DROP, COPY, PUBLISH } SaveKind;
 
 struct SaveJob {
 	SaveKind kind;
-	char *path;
+	char *path, *to; /* to: PUBLISH */
 	uid_t uid;
 	gid_t gid;
 	Manifest *manifest; /* SEAL: with the facts */
@@ -633,6 +633,33 @@ static void copy(SaveJob *j)
 	}
 }
 
+/* ---- a name for what is complete ---- */
+
+static bool sync_file(int dir, const char *name, GError **err)
+{
+	const int fd = savedir_open_file(dir, name, false, err);
+	bool ok;
+
+	if (fd < 0)
+		return false;
+	ok = !fdatasync(fd) || err_set(err, errno, "'%s': %s", name, g_strerror(errno));
+	close(fd);
+	return ok;
+}
+
+static bool publish(SaveJob *j, int dir, GError **err)
+{
+	j->manifest = manifest_new();
+	if (!list_files(j, dir, err))
+		return false;
+	for (guint i = 0; i < j->manifest->files->len; i++)
+		if (!sync_file(dir, ((SavedFile *)j->manifest->files->pdata[i])->name, err))
+			return false;
+	if (fsync(dir) || rename(j->path, j->to))
+		return err_set(err, errno, "cannot make %s: %s", j->to, g_strerror(errno));
+	return true;
+}
+
 static void work(void *arg)
 {
 	SaveJob *j = arg;
@@ -650,7 +677,9 @@ static void work(void *arg)
 	dir = savedir_open(j->path, &j->err);
 	if (dir < 0)
 		return;
-	(void)(j->kind == SEAL ? seal(j, dir, &j->err) : verify(j, dir, &j->err));
+	(void)(j->kind == SEAL	    ? seal(j, dir, &j->err)
+	       : j->kind == PUBLISH ? publish(j, dir, &j->err)
+				    : verify(j, dir, &j->err));
 	close(dir);
 }
 
@@ -666,6 +695,7 @@ static void worked(void *arg)
 	if (j->pairs)
 		g_ptr_array_unref(j->pairs);
 	g_free(j->path);
+	g_free(j->to);
 	g_free(j);
 }
 
@@ -698,6 +728,15 @@ SaveJob *savedir_verify(const char *path, SaveDone done, void *arg)
 {
 	SaveJob *j = job_new(VERIFY, path, done, arg);
 
+	loop_work(work, worked, j);
+	return j;
+}
+
+SaveJob *savedir_publish(const char *path, const char *to, SaveDone done, void *arg)
+{
+	SaveJob *j = job_new(PUBLISH, path, done, arg);
+
+	j->to = g_strdup(to);
 	loop_work(work, worked, j);
 	return j;
 }

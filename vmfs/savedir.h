@@ -82,6 +82,8 @@ SaveJob *savedir_seal(const char *path, uid_t uid, gid_t gid, const GPtrArray *f
 		      void *arg);
 /* EBADMSG when a file is missing or is not what the manifest says. */
 SaveJob *savedir_verify(const char *path, SaveDone done, void *arg);
+/* Give a directory its final name once all of it is safe on the disk. The manifest has no sums. */
+SaveJob *savedir_publish(const char *path, const char *to, SaveDone done, void *arg);
 /* savedir_remove(); err is always NULL, and so is the manifest. */
 SaveJob *savedir_drop(const char *path, SaveDone done, void *arg);
 /*

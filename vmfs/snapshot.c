@@ -10,44 +10,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "vmfs/clone.h"
 #include "vmfs/err.h"
-#include "vmfs/loop.h"
-#include "vmfs/savedir.h"
+#include "vmfs/snapshot_internal.h"
 #include "vmfs/store.h"
 
 #define PREFIX	     "snap." /* of a directory in the data directory; no disk's file is named so */
+#define TEMPLATE     "template." /* of a directory beside it */
 #define MAX_NAME     63
 #define LAST_NUMBER  0x3fff /* what fits into an inode number, beside the number of a file */
 #define TAKE_WAIT_MS 900
-#define IMPORT_US    (60 * G_USEC_PER_SEC) /* that a mkdir can turn out to be of an import */
 #define GRACE_MS     500
 #define MAX_INDEX    (1u << 20)
-
-struct Snapshot {
-	Vm *vm; /* which outlives it */
-	uint32_t number;
-	char *name, *dir;
-	SnapshotState state, next; /* next: as stored, or on its way there */
-	GPtrArray *files;	   /* names; number - 1 is the index */
-	int64_t made;
-	pid_t maker; /* of the mkdir; 0: it was before the daemon started */
-	Op *op;	     /* a reference, while it is taken */
-	Timer *grace;
-	bool import; /* what is taken is to be dropped, and files to come */
-	GPtrArray *creates;
-	unsigned writers;
-	SaveJob *job;
-	bool has_memory;
-	SnapshotDone dropped;
-	void *dropped_arg;
-};
-
-/* A file to be made once what was taken is gone. */
-typedef struct Create {
-	char *name;
-	SnapshotDone done;
-	void *arg;
-} Create;
 
 static const char *const state_names[] = {
 	[SNAPSHOT_TAKING] = "taking",	    [SNAPSHOT_READY] = "ready",
@@ -63,6 +37,21 @@ const char *snapshot_state_name(SnapshotState state)
 SnapshotState snapshot_state(const Snapshot *s)
 {
 	return s->state;
+}
+
+Vm *snapshot_vm(const Snapshot *s)
+{
+	return s->vm;
+}
+
+uid_t snapshot_uid(const Snapshot *s)
+{
+	return s->vm->uid;
+}
+
+char *snapshot_template(const Snapshot *s, uid_t uid)
+{
+	return store_path("vms/%u/" TEMPLATE "%u.%u", s->vm->serial, s->number, uid);
 }
 
 const char *snapshot_dir(const Snapshot *s)
@@ -155,11 +144,9 @@ static Snapshot *snapshot_new(Vm *vm, const char *name, uint32_t number)
 	return s;
 }
 
-static void answer_creates(Snapshot *s, int err);
-
 static void snapshot_free(Snapshot *s)
 {
-	answer_creates(s, ENOENT);
+	import_answer(s, ENOENT);
 	savedir_cancel(&s->job);
 	timer_stop(&s->grace);
 	op_unref(s->op);
@@ -191,7 +178,7 @@ static void stored(void *arg, int err);
  * the disk, so that what a user has been told holds after a restart. One that is being taken is not
  * spoken of, and so removed by a daemon that finds it.
  */
-static void store_state(Snapshot *s, SnapshotState state)
+void snapshot_store_state(Snapshot *s, SnapshotState state)
 {
 	Vm *vm = s->vm;
 	g_autofree char *path = g_strdup_printf("vms/%u/snapshots", vm->serial);
@@ -218,7 +205,7 @@ static void store_state(Snapshot *s, SnapshotState state)
 	store_put(path, bytes, true, stored, next);
 }
 
-static void set_state(Snapshot *s, SnapshotState state)
+void snapshot_set_state(Snapshot *s, SnapshotState state)
 {
 	s->state = s->next = state;
 	vm_changed(s->vm, EV_SNAPSHOT);
@@ -253,7 +240,7 @@ static gint by_name(gconstpointer a, gconstpointer b)
 	return manifest ? manifest : strcmp(x, y);
 }
 
-static void list_files(Snapshot *s)
+void snapshot_list_files(Snapshot *s)
 {
 	const int fd = open(s->dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	DIR *d = fd < 0 ? NULL : fdopendir(fd);
@@ -290,6 +277,26 @@ int snapshot_open(const Snapshot *s, uint32_t file, bool write)
 
 /* ---- dropping ---- */
 
+static GPtrArray *templates_of(const Vm *vm);
+static uint32_t template_number(const char *name);
+
+static void template_dropped(void *arg, const Manifest *m, const GError *err)
+{
+}
+
+static void drop_templates(const Snapshot *s)
+{
+	g_autoptr(GPtrArray) names = templates_of(s->vm);
+
+	for (guint i = 0; i < names->len; i++) {
+		g_autofree char *path =
+			store_path("vms/%u/%s", s->vm->serial, (char *)names->pdata[i]);
+
+		if (template_number(names->pdata[i]) == s->number)
+			(void)savedir_drop(path, template_dropped, NULL);
+	}
+}
+
 static void drop_done(void *arg, const Manifest *m, const GError *err)
 {
 	Snapshot *s = arg;
@@ -298,19 +305,20 @@ static void drop_done(void *arg, const Manifest *m, const GError *err)
 	void *done_arg = s->dropped_arg;
 
 	s->job = NULL;
+	drop_templates(s);
 	g_ptr_array_remove(vm->snapshots, s);
 	snapshot_free(s);
 	if (done)
 		done(done_arg, 0);
 }
 
-static void drop(Snapshot *s)
+void snapshot_begin_drop(Snapshot *s)
 {
 	savedir_cancel(&s->job);
 	timer_stop(&s->grace);
-	set_state(s, SNAPSHOT_DROPPING);
-	answer_creates(s, ENOENT);
-	store_state(s, SNAPSHOT_DROPPING);
+	snapshot_set_state(s, SNAPSHOT_DROPPING);
+	import_answer(s, ENOENT);
+	snapshot_store_state(s, SNAPSHOT_DROPPING);
 }
 
 static void stored(void *arg, int err)
@@ -326,13 +334,13 @@ static void stored(void *arg, int err)
 		if (a->state == SNAPSHOT_DROPPING && !s->job)
 			s->job = savedir_drop(s->dir, drop_done, s);
 		else if (s->state != a->state)
-			set_state(s, a->state);
+			snapshot_set_state(s, a->state);
 	}
 	vm_unref(vm);
 	g_free(a);
 }
 
-static int fail(Vm *vm, const char *verb, GError *take)
+int snapshot_fail(Vm *vm, const char *verb, GError *take)
 {
 	const int code = err_code(take);
 
@@ -346,215 +354,24 @@ int snapshot_drop(Snapshot *s, SnapshotDone done, void *arg)
 	const Op *op = s->vm->op;
 
 	if (s->state == SNAPSHOT_TAKING)
-		return fail(s->vm, "rmdir",
-			    err_new(EBUSY, "snapshot '%s' is being taken; wait until it is ready",
-				    s->name));
+		return snapshot_fail(s->vm, "rmdir",
+				     err_new(EBUSY,
+					     "snapshot '%s' is being taken; wait until it is ready",
+					     s->name));
 	if (op && op_kind(op) == OP_RESTORE && op_arg(op) == s)
-		return fail(s->vm, "rmdir",
-			    err_new(EBUSY, "snapshot '%s' is being restored", s->name));
+		return snapshot_fail(s->vm, "rmdir",
+				     err_new(EBUSY, "snapshot '%s' is being restored", s->name));
+	if (clone_user(s->vm, s->number))
+		return snapshot_fail(
+			s->vm, "rmdir",
+			err_new(EBUSY,
+				"VM '%s' is made from snapshot '%s', and its disks are "
+				"based on it; remove that VM first",
+				clone_user(s->vm, s->number)->name, s->name));
 	s->dropped = done;
 	s->dropped_arg = arg;
-	drop(s);
+	snapshot_begin_drop(s);
 	return 0;
-}
-
-/* ---- imports ---- */
-
-static int create_file(Snapshot *s, const char *name)
-{
-	g_autoptr(GError) e = NULL;
-	int dir, fd;
-
-	if (!savedir_is_name(name))
-		return EINVAL;
-	if (snapshot_find_file(s, name))
-		return EEXIST;
-	if (s->files->len > SAVEDIR_MAX_FILES)
-		return ENOSPC;
-	dir = savedir_open(s->dir, &e);
-	fd = dir < 0 ? -1 : savedir_create(dir, name, vm_uid(s->vm), vm_gid(s->vm), &e);
-	if (dir >= 0)
-		close(dir);
-	if (fd < 0)
-		return err_code(e);
-	close(fd);
-	g_ptr_array_add(s->files, g_strdup(name));
-	vm_changed(s->vm, EV_SNAPSHOT);
-	return 0;
-}
-
-static void answer_creates(Snapshot *s, int err)
-{
-	while (s->creates->len) {
-		Create *c = g_ptr_array_steal_index(s->creates, 0);
-
-		c->done(c->arg, err ? err : create_file(s, c->name));
-		g_free(c->name);
-		g_free(c);
-	}
-}
-
-/* What was taken is gone: an empty directory, to be filled through the mount. */
-static void begin_import(void *arg, const Manifest *m, const GError *err)
-{
-	Snapshot *s = arg;
-	g_autoptr(GError) e = NULL;
-	int dir;
-
-	s->job = NULL;
-	s->import = false;
-	s->has_memory = false;
-	g_ptr_array_set_size(s->files, 0);
-	dir = savedir_make(s->dir, vm_uid(s->vm), vm_gid(s->vm), &e);
-	if (dir >= 0)
-		close(dir);
-	set_state(s, SNAPSHOT_IMPORTING);
-	store_state(s, SNAPSHOT_IMPORTING);
-	answer_creates(s, e ? err_code(e) : 0);
-}
-
-int snapshot_create(Snapshot *s, const char *name, pid_t maker, SnapshotDone done, void *arg)
-{
-	Create *c;
-	int err;
-
-	if (s->state == SNAPSHOT_IMPORTING || s->state == SNAPSHOT_DAMAGED) {
-		err = create_file(s, name);
-		if (!err)
-			done(arg, 0);
-		return err;
-	}
-	if (s->maker != maker || vm_now() - s->made > IMPORT_US)
-		return fail(s->vm, "snapshot",
-			    err_new(EPERM,
-				    "snapshot '%s' is %s; files can only be made in one "
-				    "that is imported, by whoever made its directory",
-				    s->name, state_names[s->state]));
-	c = g_new0(Create, 1);
-	*c = (Create){ g_strdup(name), done, arg };
-	g_ptr_array_add(s->creates, c);
-	if (s->import)
-		return 0;
-	s->import = true;
-	timer_stop(&s->grace);
-	if (s->op)
-		op_cancel(s->op, err_new(ECANCELED, "it is imported instead"));
-	else
-		s->job = savedir_drop(s->dir, begin_import, s);
-	return 0;
-}
-
-static void verified(void *arg, const Manifest *m, const GError *err)
-{
-	Snapshot *s = arg;
-
-	s->job = NULL;
-	if (err) {
-		g_autoptr(GError) e =
-			err_new(err_code(err), "snapshot '%s': %s", s->name, err->message);
-		vm_set_error(s->vm, "import", e);
-		store_state(s, SNAPSHOT_DAMAGED);
-		return;
-	}
-	/* What its manifest does not speak of is no part of it. */
-	for (guint i = s->files->len; i-- > 0;) {
-		const char *name = s->files->pdata[i];
-
-		if (strcmp(name, SAVEDIR_MANIFEST) && !manifest_file(m, name)) {
-			g_autofree char *path = g_build_filename(s->dir, name, NULL);
-			(void)unlink(path);
-		}
-	}
-	list_files(s);
-	store_state(s, SNAPSHOT_READY);
-}
-
-/* What the manifest says, once it is all there; NULL before. */
-static Manifest *imported_manifest(const Snapshot *s, GError **err)
-{
-	const int dir = savedir_open(s->dir, err);
-	g_autoptr(GBytes) text = NULL;
-	Manifest *m = NULL;
-
-	if (dir < 0)
-		return NULL;
-	text = savedir_get(dir, SAVEDIR_MANIFEST, SAVEDIR_MAX_MANIFEST, err);
-	close(dir);
-	if (text)
-		m = manifest_parse(g_bytes_get_data(text, NULL), g_bytes_get_size(text), err);
-	return m;
-}
-
-static bool is_complete(const Snapshot *s, const Manifest *m)
-{
-	for (guint i = 0; i < m->files->len; i++)
-		if (!snapshot_find_file(s, ((SavedFile *)m->files->pdata[i])->name))
-			return false;
-	return true;
-}
-
-/* Bytes there are, of those there will be. */
-static unsigned import_percent(const Snapshot *s)
-{
-	g_autoptr(Manifest) m = imported_manifest(s, NULL);
-	uint64_t have = 0, total = 0;
-	struct stat st;
-
-	for (guint i = 0; m && i < m->files->len; i++) {
-		const SavedFile *f = m->files->pdata[i];
-		g_autofree char *path = g_build_filename(s->dir, f->name, NULL);
-
-		if (f->size > (1ull << 50))
-			continue;
-		total += f->size;
-		if (!lstat(path, &st))
-			have += MIN((uint64_t)st.st_size, f->size);
-	}
-	return total ? (unsigned)(have * 100 / total) : 0;
-}
-
-void snapshot_opened(Snapshot *s)
-{
-	s->writers++;
-	/* What is written again is looked at again. */
-	savedir_cancel(&s->job);
-	if (s->state != SNAPSHOT_IMPORTING || s->next != SNAPSHOT_IMPORTING) {
-		set_state(s, SNAPSHOT_IMPORTING);
-		store_state(s, SNAPSHOT_IMPORTING);
-	}
-}
-
-void snapshot_wrote(Snapshot *s, int err)
-{
-	g_autoptr(GError) e = NULL;
-
-	if (err != ENOSPC && err != EDQUOT)
-		return;
-	e = err_new(err, "snapshot '%s' does not fit and is dropped: %s", s->name, g_strerror(err));
-	vm_set_error(s->vm, "import", e);
-	s->vm->full_for = s->maker;
-	drop(s);
-}
-
-/* All of it may be there. */
-static void look(Snapshot *s)
-{
-	g_autoptr(Manifest) m = NULL;
-
-	if (s->writers || s->job || s->state != SNAPSHOT_IMPORTING ||
-	    !snapshot_find_file(s, SAVEDIR_MANIFEST))
-		return;
-	m = imported_manifest(s, NULL);
-	/* One that cannot be read will not get better by what follows. */
-	if (!m || is_complete(s, m))
-		s->job = savedir_verify(s->dir, verified, s);
-}
-
-void snapshot_closed(Snapshot *s)
-{
-	if (s->writers)
-		s->writers--;
-	look(s);
 }
 
 /* ---- taking ---- */
@@ -596,8 +413,8 @@ static void settle(void *arg)
 	Snapshot *s = arg;
 
 	s->grace = NULL;
-	list_files(s);
-	store_state(s, SNAPSHOT_READY);
+	snapshot_list_files(s);
+	snapshot_store_state(s, SNAPSHOT_READY);
 }
 
 /* mkdir(1) has ended by now. Another program may be about to make files in its directory. */
@@ -616,13 +433,13 @@ static void taken(Op *op, void *arg)
 	s->op = NULL;
 	if (s->import) {
 		vm_set_error(s->vm, NULL, NULL);
-		s->job = savedir_drop(s->dir, begin_import, s);
+		s->job = savedir_drop(s->dir, import_begin, s);
 	} else if (ok && maker_is_there(s)) {
 		s->grace = timer_start(GRACE_MS, settle, s);
 	} else if (ok) {
 		settle(s);
 	} else {
-		drop(s);
+		snapshot_begin_drop(s);
 	}
 }
 
@@ -635,9 +452,10 @@ static int check_new(Vm *vm, const char *name)
 	if (snapshot_find(vm, name))
 		return EEXIST;
 	if (vm->snapshots && vm->snapshots->len >= SNAPSHOT_MAX)
-		return fail(vm, "snapshot",
-			    err_new(ENOSPC, "a VM has at most %d snapshots; remove one with rmdir",
-				    SNAPSHOT_MAX));
+		return snapshot_fail(vm, "snapshot",
+				     err_new(ENOSPC,
+					     "a VM has at most %d snapshots; remove one with rmdir",
+					     SNAPSHOT_MAX));
 	return 0;
 }
 
@@ -660,12 +478,12 @@ int snapshot_take(Vm *vm, const char *name, pid_t maker, SnapshotDone done, void
 	s = snapshot_new(vm, name, new_number(vm));
 	s->made = vm_now();
 	s->maker = maker;
-	set_state(s, SNAPSHOT_TAKING);
+	snapshot_set_state(s, SNAPSHOT_TAKING);
 	if (!vm_order(vm, OP_SNAPSHOT, s, NULL, &op, &e)) {
 		g_ptr_array_remove(vm->snapshots, s);
 		snapshot_free(s);
 		vm_changed(vm, EV_SNAPSHOT);
-		return fail(vm, "snapshot", e);
+		return snapshot_fail(vm, "snapshot", e);
 	}
 	t = g_new0(Taking, 1);
 	*t = (Taking){ .op = op_ref(op), .done = done, .arg = arg };
@@ -759,9 +577,45 @@ static void load_one(Vm *vm, GKeyFile *file, const char *name)
 	s = snapshot_new(vm, name, (uint32_t)number);
 	s->state = s->next = state;
 	s->made = g_key_file_get_int64(file, name, "made", NULL);
-	list_files(s);
+	snapshot_list_files(s);
 	/* Its import may have been complete, and not looked at yet. */
-	look(s);
+	import_look(s);
+}
+
+/* Names of the directories with what backends have made of snapshots. */
+static GPtrArray *templates_of(const Vm *vm)
+{
+	g_autofree char *path = store_path("vms/%u", vm->serial);
+	GPtrArray *names = g_ptr_array_new_with_free_func(g_free);
+	GDir *d = g_dir_open(path, 0, NULL);
+	const char *name;
+
+	while (d && (name = g_dir_read_name(d)))
+		if (g_str_has_prefix(name, TEMPLATE))
+			g_ptr_array_add(names, g_strdup(name));
+	if (d)
+		g_dir_close(d);
+	return names;
+}
+
+static uint32_t template_number(const char *name)
+{
+	return (uint32_t)strtoul(name + strlen(TEMPLATE), NULL, 10);
+}
+
+/* Of snapshots that are gone, and those that were not finished. */
+static void remove_templates(const Vm *vm)
+{
+	g_autoptr(GPtrArray) names = templates_of(vm);
+
+	for (guint i = 0; i < names->len; i++) {
+		const char *name = names->pdata[i];
+		g_autofree char *path = store_path("vms/%u/%s", vm->serial, name);
+
+		if (!snapshot_by_number(vm, template_number(name)) ||
+		    g_str_has_suffix(name, SNAPSHOT_UNFINISHED))
+			savedir_remove(path);
+	}
 }
 
 /* Of those that were being taken, or removed. */
@@ -800,4 +654,5 @@ void snapshot_load(Vm *vm)
 	if (bytes && g_key_file_load_from_bytes(file, bytes, G_KEY_FILE_NONE, NULL))
 		load_all(vm, file);
 	remove_leftovers(vm);
+	remove_templates(vm);
 }

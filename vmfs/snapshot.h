@@ -26,6 +26,7 @@ typedef enum SnapshotState {
 /* How it ended: 0 or an errno. */
 typedef void (*SnapshotDone)(void *arg, int err);
 
+Vm *snapshot_vm(const Snapshot *s);
 const char *snapshot_state_name(SnapshotState state);
 SnapshotState snapshot_state(const Snapshot *s);
 

@@ -100,6 +100,9 @@ static const Field top_fields[] = {
 	{ "host", FIELD_TEXT, offsetof(Spec, host), .of_core = true,
 	  .doc = "the host of .vmfs/hosts that it is made on by its first start; later the file 'host' "
 		 "moves it; absent: local" },
+	{ "from", FIELD_TEXT, offsetof(Spec, from), .of_core = true,
+	  .doc = "a snapshot, VM/snapshots/NAME, that a new VM is at its first start, in place of "
+		 "a boot; keys that are not given are added as they are there" },
 	{ "cpus", FIELD_COUNT, offsetof(Spec, cpus), .min = 1, .max = SPEC_MAX_CPUS,
 	  .of_host = true, .preset = "1", .doc = "virtual CPUs" },
 	{ "memory", FIELD_SIZE, offsetof(Spec, memory), .min = 16 * MIB, .max = SPEC_MAX_MEMORY,
@@ -449,6 +452,14 @@ GPtrArray *spec_diff(const Spec *want, const Spec *have)
 
 	diff_section(out, "", &spec_section, want, have);
 	return out;
+}
+
+bool spec_is_of_machine(const char *key)
+{
+	for (const Field *f = top_fields; f->name; f++)
+		if (!strcmp(f->name, key))
+			return !f->of_core;
+	return false;
 }
 
 const void *spec_named(const Spec *s, const char *key)

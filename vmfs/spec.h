@@ -65,6 +65,7 @@ typedef struct Spec {
 	GBytes *text;  /* the user's own document */
 	char *backend; /* or NULL: the first usable */
 	char *host;    /* where it is to be made; or NULL: on this one */
+	char *from;    /* "VM/snapshots/NAME": what it begins as (clone.h); or NULL */
 	unsigned cpus;
 	uint64_t memory; /* bytes, a multiple of 1 MiB */
 	SpecAccel accel;
@@ -116,6 +117,9 @@ GPtrArray *spec_diff(const Spec *want, const Spec *have);
 Spec *spec_merge(const Spec *have, const Spec *want, const char *key);
 /* Of the text of such a spec: not bound by what the host has now, nor by SPEC_MAX_TEXT. */
 Spec *spec_restore(const char *text, size_t len, GError **err);
+
+/* A key at the top of the document that tells what runs: spec_diff() looks at it. */
+bool spec_is_of_machine(const char *key);
 
 /* The object (SpecDisk, SpecNic, SpecShare) that "disks.data" names; NULL: there is none. */
 const void *spec_named(const Spec *s, const char *key);

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "vmfs/clone.h"
 #include "vmfs/err.h"
 #include "vmfs/specfield.h"
 #include "vmfs/specval.h"
@@ -500,6 +501,11 @@ bool spec_check_top(Reader *r, void *object, const YamlNode *map, GError **err)
 {
 	const Spec *spec = object;
 	const YamlNode *machine = yaml_find(map, "machine", NULL);
+	g_autoptr(GError) error = NULL;
+	g_auto(GStrv) from = NULL;
+
+	if (spec->from && !clone_parse(spec->from, &from, &error))
+		return fail(r, yaml_find(map, "from", NULL), err, "from: %s", error->message);
 
 	if (!map->open && spec->vnc && spec_display(spec) == DISPLAY_NONE)
 		return fail(r, yaml_find(map, "vnc", NULL), err,

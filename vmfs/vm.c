@@ -13,6 +13,7 @@
 
 #include "vmfs/ask.h"
 #include "vmfs/attach.h"
+#include "vmfs/clone.h"
 #include "vmfs/err.h"
 #include "vmfs/event.h"
 #include "vmfs/exec.h"
@@ -521,6 +522,8 @@ void backend_state(BackendVm *bv, VmState state, const char *reason)
 	/* Found as it was left: then the reason for that holds as well. */
 	if (!reason && vm->run && state == vm->pushed)
 		reason = vm->reason;
+	if (state == VM_RUNNING)
+		clone_begun(vm);
 	vm_push_state(bv->vm, state, reason);
 }
 

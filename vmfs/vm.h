@@ -112,14 +112,17 @@ struct Vm {
 	const char *cloud_init; /* how it ended, as the agent told; NULL: not known */
 	char *error;		/* the line of the `error` file, or NULL */
 
-	BackendVm *bv;		/* NULL until a backend is needed */
-	guint run_hash;		/* of what vm_save_run() wrote last */
-	GKeyFile *run;		/* what the backend stored before the daemon restarted */
-	VmSaved saved;		/* as stored */
-	GPtrArray *late_links;	/* of nodes_attach.c; NULL: none */
-	GPtrArray *snapshots;	/* of Snapshot (snapshot.h); NULL: none yet */
-	uint32_t last_snapshot; /* number of the newest */
-	pid_t full_for;		/* whose import of a snapshot did not fit; 0: nobody's */
+	BackendVm *bv;	 /* NULL until a backend is needed */
+	guint run_hash;	 /* of what vm_save_run() wrote last */
+	GKeyFile *run;	 /* what the backend stored before the daemon restarted */
+	VmSaved saved;	 /* as stored */
+	bool begun;	 /* of one with `from`: it has run */
+	uint32_t origin; /* serial of the VM whose snapshot it cannot be without; 0: none */
+	uint32_t origin_snapshot; /* number of that */
+	GPtrArray *late_links;	  /* of nodes_attach.c; NULL: none */
+	GPtrArray *snapshots;	  /* of Snapshot (snapshot.h); NULL: none yet */
+	uint32_t last_snapshot;	  /* number of the newest */
+	pid_t full_for;		  /* whose import of a snapshot did not fit; 0: nobody's */
 	char *data_dir, *run_dir;
 	Op *op, *next_op;    /* under way; waiting for op to be cancelled */
 	GPtrArray *to_apply; /* keys of spec.yaml that are still to be tried live; NULL: none */

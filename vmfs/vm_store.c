@@ -88,6 +88,12 @@ GBytes *vm_meta(const Vm *vm)
 	g_key_file_set_uint64(file, "vm", "mode", vm->mode);
 	g_key_file_set_uint64(file, "vm", "umask", vm->umask);
 	g_key_file_set_int64(file, "vm", "created", vm->created);
+	if (vm->begun)
+		g_key_file_set_boolean(file, "vm", "begun", true);
+	if (vm->origin) {
+		g_key_file_set_uint64(file, "vm", "origin", vm->origin);
+		g_key_file_set_uint64(file, "vm", "origin-snapshot", vm->origin_snapshot);
+	}
 	lifetime_save_meta(vm, file);
 	if (vm->home.be) {
 		g_key_file_set_string(file, "home", "backend", vm->home.be->cls->name);
@@ -173,6 +179,9 @@ bool vm_load_meta(Vm *vm, GBytes *meta)
 	vm->mode = (mode_t)get_number(file, "vm", "mode", 0700) & 07777;
 	vm->umask = (mode_t)get_number(file, "vm", "umask", 077) & 0777;
 	vm->created = vm->since = g_key_file_get_int64(file, "vm", "created", NULL);
+	vm->begun = g_key_file_get_boolean(file, "vm", "begun", NULL);
+	vm->origin = (uint32_t)get_number(file, "vm", "origin", 0);
+	vm->origin_snapshot = (uint32_t)get_number(file, "vm", "origin-snapshot", 0);
 	lifetime_load_meta(vm, file);
 	load_attrs(vm, file);
 	return load_home(vm, file);

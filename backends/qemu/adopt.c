@@ -31,6 +31,8 @@ void qemu_save(const BackendVm *bv, GKeyFile *run)
 	g_key_file_set_uint64(run, GROUP, "start_time", q->start_time);
 	if (q->accel)
 		g_key_file_set_string(run, GROUP, "accel", q->accel);
+	if (q->identity)
+		g_key_file_set_boolean(run, GROUP, "identity-copied", true);
 	if (q->slots) {
 		g_autofree char *slots = qemu_slots_text(q->slots, q->bridges);
 
@@ -62,6 +64,17 @@ static bool was_held(const QemuVm *q)
 
 	return !g_strcmp0(pushed, "running") &&
 	       (!g_strcmp0(op, "sleep") || !g_strcmp0(op, "snapshot"));
+}
+
+/* Neither a start nor a restore had come to where its vCPUs run. */
+static bool never_ran(const QemuVm *q)
+{
+	GKeyFile *run = vm_run_file(qemu_vm(q));
+	g_autofree char *op = run ? g_key_file_get_string(run, "vm", "operation", NULL) : NULL;
+	g_autofree char *pushed = run ? g_key_file_get_string(run, "vm", "pushed", NULL) : NULL;
+
+	return (!g_strcmp0(op, "start") || !g_strcmp0(op, "restore")) &&
+	       (!g_strcmp0(pushed, "stopped") || !g_strcmp0(pushed, "crashed"));
 }
 
 static void released(void *arg, const json_t *result, const GError *err)
@@ -151,8 +164,9 @@ static void take_status(QemuVm *q, const char *status)
 		qemu_quit(q, VM_ASLEEP, "slept");
 	} else if (vm_saved(qemu_vm(q)) == SAVED_WAKING || was_held(q)) {
 		unhold(q);
-	} else if (!strcmp(status, "prelaunch") && vm_state(qemu_vm(q)) == VM_STARTING) {
-		/* Its vCPUs never ran: the start was cut off, and is undone. */
+	} else if (never_ran(q) ||
+		   (!strcmp(status, "prelaunch") && vm_state(qemu_vm(q)) == VM_STARTING)) {
+		/* The start was cut off, and is undone. */
 		qemu_quit(q, VM_STOPPED, "start-interrupted");
 	} else {
 		q->paused = true;
@@ -375,5 +389,6 @@ void qemu_adopt(BackendVm *bv, Op *op)
 		q->accel = g_intern_string(accel);
 	g_clear_pointer(&q->slots, g_hash_table_unref);
 	q->slots = qemu_slots_parse(slots, &q->bridges);
+	qemu_identity_adopt(q, run && g_key_file_get_boolean(run, GROUP, "identity-copied", NULL));
 	qemu_resync(q);
 }

@@ -18,7 +18,9 @@
 #define VNC_FIRST_PORT 5900
 #define MAX_SERIAL     20 /* what virtio-blk can tell the guest */
 
-#define MAX_SHARES   12
+#define MAX_SHARES 12
+#define NO_DISK	   "1048576" /* bytes of one that is not touched */
+
 #define MAX_BRIDGES  8
 #define MAX_SLOT     (MAX_BRIDGES * QEMU_BRIDGE_SLOTS - 1)
 #define FIRST_BRIDGE 0x1e /* its slot on the root bus; others are below */
@@ -71,20 +73,32 @@ static void add_machine(const Build *b)
 {
 	const QemuArgs *in = b->in;
 	const bool uefi = in->spec->firmware == FIRMWARE_UEFI;
+	/* What the machine calls memory of its own: saved memory is found again by that name. */
+	const char *id = in->spec->machine == MACHINE_MICROVM ? "microvm.ram" : "pc.ram";
+	g_autofree char *backend =
+		in->ram ? g_strconcat(",memory-backend=", id, NULL) : g_strdup("");
 
 	/*
 	 * microvm keeps its PIT and RTC: under TCG, Linux hangs at boot without the one and is two
 	 * seconds later without the other.
 	 */
 	if (in->spec->machine == MACHINE_MICROVM)
-		add(b, "-M", "%s,accel=%s", in->machine ? in->machine : "microvm", in->accel);
+		add(b, "-M", "%s,accel=%s%s", in->machine ? in->machine : "microvm", in->accel,
+		    backend);
 	else
-		add(b, "-M", "%s,accel=%s,usb=off,vmport=off%s", in->machine ? in->machine : "q35",
-		    in->accel, uefi ? ",pflash0=uefi-code,pflash1=uefi-vars" : "");
+		add(b, "-M", "%s,accel=%s,usb=off,vmport=off%s%s",
+		    in->machine ? in->machine : "q35", in->accel,
+		    uefi ? ",pflash0=uefi-code,pflash1=uefi-vars" : "", backend);
 	/* All that the host can do under KVM, all that can be emulated else. */
 	add(b, "-cpu", "max");
 	add(b, "-smp", "%u", in->spec->cpus);
 	add(b, "-m", "%" G_GUINT64_FORMAT "M", in->spec->memory >> 20);
+	if (in->ram) {
+		g_autofree char *ram = escape(in->ram);
+		add(b, "-object",
+		    "memory-backend-file,id=%s,size=%" G_GUINT64_FORMAT "M,share=%s,mem-path=%s",
+		    id, in->spec->memory >> 20, in->making ? "on" : "off", ram);
+	}
 	if (uefi) {
 		g_autofree char *code = escape(in->uefi_code), *dir = escape(in->data_dir);
 		add(b, "-blockdev", "driver=file,node-name=uefi-code,read-only=on,filename=%s",
@@ -133,7 +147,7 @@ static void add_display(const Build *b)
 	add(b, "-display", "none");
 	if (display != DISPLAY_NONE)
 		add(b, "-device", "%s", devices[display]);
-	if (b->in->spec->vnc)
+	if (b->in->spec->vnc && !b->in->making)
 		add_vnc(b);
 }
 
@@ -171,8 +185,12 @@ static void add_control(const Build *b)
 	    "virtserialport,bus=serial0.0,chardev=agent,name=org.qemu.guest_agent.0,"
 	    "id=" QEMU_AGENT_ID);
 	add(b, "-device", "virtio-rng-%s,id=rng0", b->bus);
-	if (in->spec->machine == MACHINE_Q35)
+	if (in->spec->machine == MACHINE_Q35) {
 		add(b, "-device", "pvpanic-pci");
+		/* Another number after each load of memory: the guest's random numbers begin anew.
+		 */
+		add(b, "-device", "vmgenid,guid=auto");
+	}
 }
 
 /* Where the guest finds a device: on a bridge, for nothing can be plugged into the root bus. */
@@ -199,10 +217,15 @@ static void add_disk(const Build *b, const SpecDisk *d, unsigned index)
 	const bool device = g_str_has_prefix(path, "/dev/") && !g_str_has_prefix(path, "/dev/shm/");
 	const char *driver = device ? "host_device" : "file";
 
-	add(b, "-blockdev", "driver=%s,node-name=%s,read-only=%s,discard=unmap,filename=%s", driver,
-	    file_node, ro, file);
-	add(b, "-blockdev", "driver=%s,node-name=%s,read-only=%s,discard=unmap,file=%s",
-	    diskfile_format(d), node, ro, file_node);
+	if (b->in->making) {
+		add(b, "-blockdev", "driver=null-co,node-name=%s,read-only=%s,size=" NO_DISK, node,
+		    ro);
+	} else {
+		add(b, "-blockdev", "driver=%s,node-name=%s,read-only=%s,discard=unmap,filename=%s",
+		    driver, file_node, ro, file);
+		add(b, "-blockdev", "driver=%s,node-name=%s,read-only=%s,discard=unmap,file=%s",
+		    diskfile_format(d), node, ro, file_node);
+	}
 	g_autofree char *boot =
 		index == 0 && !b->in->spec->kernel ? g_strdup(",bootindex=1") : g_strdup("");
 	g_autofree char *id = g_strconcat(QEMU_DISK_ID, d->name, NULL), *at = place(b, id);
@@ -217,8 +240,13 @@ static void add_seed(const Build *b)
 
 	if (!b->in->spec->cloud_init.given)
 		return;
-	add(b, "-blockdev",
-	    "driver=file,node-name=" QEMU_SEED_ID ",read-only=on,filename=%s/" SEED_NAME, dir);
+	if (b->in->making)
+		add(b, "-blockdev",
+		    "driver=null-co,node-name=" QEMU_SEED_ID ",read-only=on,size=" NO_DISK);
+	else
+		add(b, "-blockdev",
+		    "driver=file,node-name=" QEMU_SEED_ID ",read-only=on,filename=%s/" SEED_NAME,
+		    dir);
 	add(b, "-device",
 	    "virtio-blk-%s,id=" QEMU_SEED_ID ",drive=" QEMU_SEED_ID ",serial=cidata%s", b->bus, at);
 }
@@ -231,7 +259,7 @@ static void add_nic(const Build *b, const SpecNic *n)
 	g_autofree char *id = g_strconcat(QEMU_NIC_ID, n->name, NULL), *at = place(b, id);
 	g_autoptr(GString) fwd = g_string_new(NULL);
 
-	for (guint i = 0; i < n->ports->len; i++) {
+	for (guint i = 0; !b->in->making && i < n->ports->len; i++) {
 		const SpecPort *p = n->ports->pdata[i];
 		g_string_append_printf(fwd, ",hostfwd=%s:%s:%u-:%u", p->udp ? "udp" : "tcp",
 				       p->address, p->host_port, p->guest_port);

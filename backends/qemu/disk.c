@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "backends/qemu/qemu.h"
+#include "backends/qemu/save.h"
 #include "vmfs/diskfile.h"
 #include "vmfs/err.h"
 #include "vmfs/rights.h"
@@ -202,6 +203,19 @@ static void add_machine_files(QemuDisks *d, Vm *vm, const Spec *spec)
 	}
 }
 
+static DiskFile *disk_file(QemuVm *q, const SpecDisk *disk)
+{
+	Vm *vm = qemu_vm(q);
+	DiskFile *f = diskfile_new(vm_data_dir(vm), disk);
+
+	f->origin = vm_origin_dir(vm);
+	if (disk->file)
+		return f;
+	f->anew = vm_clone_is_pending(vm);
+	f->base = qemu_clone_base(q, disk);
+	return f;
+}
+
 void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *only, QemuDisksFn done, void *arg)
 {
 	QemuDisks *d = g_new0(QemuDisks, 1);
@@ -217,7 +231,7 @@ void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *only, QemuDisks
 		const SpecDisk *disk = spec->disks->pdata[i];
 
 		if (!only || !strcmp(only, disk->name))
-			g_ptr_array_add(d->files, diskfile_new(vm_data_dir(qemu_vm(q)), disk));
+			g_ptr_array_add(d->files, disk_file(q, disk));
 	}
 	if (!only)
 		add_machine_files(d, qemu_vm(q), spec);

@@ -130,6 +130,7 @@ void qemu_forget(QemuVm *q)
 	q->died = NULL;
 	q->held = false;
 	q->clock_is_late = false;
+	q->identity = IDENTITY_OWN;
 }
 
 /* ---- the monitor ---- */
@@ -188,6 +189,7 @@ static void on_reset(QemuVm *q, const json_t *data)
 {
 	backend_ips(&q->base, NULL);
 	exec_lost(&q->base, "reset");
+	qemu_identity_reset(q);
 	qemu_ssh_reset(q);
 	if (q->op && (op_kind(q->op) == OP_REBOOT || op_kind(q->op) == OP_RESET))
 		qemu_end_op(q, NULL);
@@ -221,6 +223,11 @@ static void on_io_error(QemuVm *q, const json_t *data)
 		q->pause_reason = bool_of(data, "nospace") ? "no-space" : "io-error";
 }
 
+static void on_rx_filter(QemuVm *q, const json_t *data)
+{
+	qemu_identity_changed(q);
+}
+
 static void on_migration(QemuVm *q, const json_t *data)
 {
 	qemu_stream_event(q, string_of(data, "status"));
@@ -251,6 +258,7 @@ static const struct {
 	{ "DEVICE_DELETED", on_unplugged },
 	{ "BLOCK_IO_ERROR", on_io_error },
 	{ "MIGRATION", on_migration },
+	{ "NIC_RX_FILTER_CHANGED", on_rx_filter },
 	{ "JOB_STATUS_CHANGE", on_job },
 	{ "BLOCK_JOB_COMPLETED", on_block_job },
 };
@@ -363,6 +371,7 @@ static void agent_changed(void *arg, bool up)
 	if (!up)
 		return;
 	qemu_set_clock(q);
+	qemu_identity_tell(q);
 	qemu_ip_start(q);
 	qemu_ask_again(q);
 	qemu_ssh_authorize(q);
@@ -395,6 +404,7 @@ void qemu_disconnect(QemuVm *q)
 	qemu_plug_free(q);
 	qemu_ssh_forget(q);
 	qmp_cancel(&q->op_slot);
+	qmp_cancel(&q->identity_slot);
 	qmp_free(g_steal_pointer(&q->qmp));
 	console_free(g_steal_pointer(&q->console));
 	agent_free(g_steal_pointer(&q->agent));

@@ -307,6 +307,7 @@ const BackendClass qemu_class = {
 	.name = "qemu",
 	.doc = "QEMU, one process a VM, controlled by QMP",
 	.vm_size = sizeof(QemuVm),
+	.clones = true,
 	.probe = qemu_probe,
 	.check = check,
 	.cmdline = cmdline,

@@ -62,6 +62,8 @@ typedef struct QemuArgs {
 	const char *name, *run_dir, *data_dir, *binary, *accel, *uefi_code;
 	const char *machine; /* what saved memory wants ("pc-q35-7.2"); NULL: the spec's */
 	bool incoming;	     /* wait for memory to be loaded */
+	const char *ram;     /* a file to map memory from; NULL: it is anonymous */
+	bool making;	     /* what is loaded goes to `ram`, and nothing else is to be touched */
 	/* Where devices are: what the guest has seen once must stay, in a snapshot as well. */
 	GHashTable *slots; /* char *id to int */
 	unsigned bridges;  /* at least so many */
@@ -96,6 +98,13 @@ typedef struct QemuCloudInit {
 	Timer *timer;
 	unsigned tries;
 } QemuCloudInit;
+
+/* identity.c: whose name and addresses the guest has. */
+typedef enum QemuIdentity {
+	IDENTITY_OWN,
+	IDENTITY_COPIED,
+	IDENTITY_TOLD, /* its agent was told its own */
+} QemuIdentity;
 
 typedef struct QemuVm QemuVm;
 typedef struct QemuDisks QemuDisks; /* disk.c */
@@ -143,6 +152,8 @@ struct QemuVm {
 	bool ip_asked; /* an answer is under way */
 	QmpSlot *ip_slot;
 	QemuCloudInit cloud_init;
+	QemuIdentity identity;
+	QmpSlot *identity_slot;
 
 	/* Its memory, on the way to or from a file. */
 	struct QemuStream *stream;
@@ -255,6 +266,17 @@ void qemu_report_vnc(QemuVm *q);
 void qemu_want_cloud_init(BackendVm *bv);
 /* The agent is another one, or is gone for good: begin afresh. */
 void qemu_cloud_init_reset(QemuVm *q);
+
+/* identity.c */
+/* It runs, as a copy of another one. */
+void qemu_identity_begin(QemuVm *q);
+/* The agent has come up. */
+void qemu_identity_tell(QemuVm *q);
+/* The guest has changed the address of a nic. */
+void qemu_identity_changed(QemuVm *q);
+/* The machine was reset: it has its own now. */
+void qemu_identity_reset(QemuVm *q);
+void qemu_identity_adopt(QemuVm *q, bool copied);
 
 /* ip.c */
 void qemu_ip_start(QemuVm *q);

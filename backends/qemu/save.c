@@ -23,7 +23,7 @@ struct QemuStream {
 	void *arg;
 	QmpSlot *slot, *ask;
 	Timer *timer;
-	bool aborting;
+	bool in, aborting;
 };
 
 static void ask(void *arg);
@@ -49,10 +49,9 @@ static void finish(QemuStream *s, const GError *err)
 
 static void finish_failed(QemuStream *s, const char *desc)
 {
-	g_autoptr(GError) err =
-		err_new(qemu_errno(desc), "QEMU could not %s: %s",
-			s->op && op_kind(s->op) == OP_WAKE ? "load the memory" : "save the memory",
-			desc ? desc : "it does not say why");
+	g_autoptr(GError) err = err_new(qemu_errno(desc), "QEMU could not %s: %s",
+					s->in ? "load the memory" : "save the memory",
+					desc ? desc : "it does not say why");
 
 	finish(s, err);
 }
@@ -163,11 +162,12 @@ static json_t *capability(const char *name, bool on)
 	return c;
 }
 
-static json_t *capabilities(void)
+static json_t *capabilities(bool ignore_shared)
 {
 	json_t *args = json_object(), *list = json_array();
 
 	json_array_append_new(list, capability("events", true));
+	json_array_append_new(list, capability("x-ignore-shared", ignore_shared));
 	json_object_set_new(args, "capabilities", list);
 	return args;
 }
@@ -193,13 +193,14 @@ static QemuStream *stream_new(QemuVm *q, Op *op, QemuStreamFn done, void *arg)
 	return s;
 }
 
-QmpSlot *qemu_stream_prepare(QemuVm *q, QmpFn fn, void *arg)
+QmpSlot *qemu_stream_prepare(QemuVm *q, bool ignore_shared, QmpFn fn, void *arg)
 {
 	json_t *args = json_object();
 
 	json_object_set_new(args, "max-bandwidth", json_integer(MAX_BANDWIDTH));
 	qmp_execute(q->qmp, "migrate-set-parameters", args, NULL, NULL);
-	return qmp_execute(q->qmp, "migrate-set-capabilities", capabilities(), fn, arg);
+	return qmp_execute(q->qmp, "migrate-set-capabilities", capabilities(ignore_shared), fn,
+			   arg);
 }
 
 QemuStream *qemu_stream_out(QemuVm *q, Op *op, int fd, QemuStreamFn done, void *arg)
@@ -215,6 +216,7 @@ QemuStream *qemu_stream_in(QemuVm *q, Op *op, int fd, QemuStreamFn done, void *a
 {
 	QemuStream *s = stream_new(q, op, done, arg);
 
+	s->in = true;
 	qmp_execute_fd(q->qmp, "getfd", string_args("fdname", "in"), fd, NULL, NULL);
 	s->slot = qmp_execute(q->qmp, "migrate-incoming", string_args("uri", "fd:in"), begun, s);
 	return s;

@@ -8,8 +8,11 @@
 typedef struct QemuStream QemuStream;
 typedef void (*QemuStreamFn)(void *arg, const GError *err);
 
-/* Set QEMU up for it, before anything waits. The guest is to be paused while it is saved. */
-QmpSlot *qemu_stream_prepare(QemuVm *q, QmpFn fn, void *arg);
+/*
+ * Set QEMU up for it, before anything waits. The guest is to be paused while it is saved. With
+ * ignore_shared, memory that is mapped from a file is no part of it.
+ */
+QmpSlot *qemu_stream_prepare(QemuVm *q, bool ignore_shared, QmpFn fn, void *arg);
 /* done is called once unless it is forgotten first. fd is taken; op (or NULL) gets the progress. */
 QemuStream *qemu_stream_out(QemuVm *q, Op *op, int fd, QemuStreamFn done, void *arg);
 QemuStream *qemu_stream_in(QemuVm *q, Op *op, int fd, QemuStreamFn done, void *arg);
@@ -45,6 +48,13 @@ void qemu_snapshot_job(QemuVm *q, const char *id, const char *status, const char
  */
 #define QEMU_RESTORED ".restored"
 GPtrArray *qemu_snapshot_pairs(QemuVm *q, const Spec *spec, const char *dir, bool back);
+/* Name of the file that holds a disk in a snapshot; owned by the caller. */
+char *qemu_snapshot_disk(const SpecDisk *d);
+
+/* clone.c: the file that a private disk of a VM that begins as a snapshot is to be based on; NULL:
+ * none. Owned by the caller. */
+char *qemu_clone_base(const QemuVm *q, const SpecDisk *d);
+
 /* wake.c */
 void qemu_restore(BackendVm *bv, Op *op);
 

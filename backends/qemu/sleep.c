@@ -97,7 +97,7 @@ static void old_dropped(void *arg, const Manifest *m, const GError *err)
 		op_fail(s->op, err_new(EHOSTDOWN, "QEMU does not answer; 'kill' ends it"));
 		return;
 	}
-	(void)qemu_stream_prepare(q, NULL, NULL);
+	(void)qemu_stream_prepare(q, false, NULL, NULL);
 	s->slot = qemu_ask_machine(q, facts_answered, s);
 }
 

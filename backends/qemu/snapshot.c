@@ -111,7 +111,7 @@ static void machine_answered(void *arg, const json_t *result, const GError *err)
 	 * The guest is paused meanwhile: QEMU 7.2 hangs for good where a migration with
 	 * background-snapshot is cancelled or fails.
 	 */
-	t->slot = qemu_stream_prepare(t->q, prepared, t);
+	t->slot = qemu_stream_prepare(t->q, false, prepared, t);
 }
 
 static bool make_files(Taking *t, bool memory, GError **err)
@@ -613,6 +613,11 @@ static const Step stopped_steps[] = {
 	{ 0 },
 };
 
+char *qemu_snapshot_disk(const SpecDisk *d)
+{
+	return g_strdup_printf("disk-%s.qcow2", d->name);
+}
+
 GPtrArray *qemu_snapshot_pairs(QemuVm *q, const Spec *spec, const char *dir, bool back)
 {
 	GPtrArray *pairs = g_ptr_array_new_with_free_func(g_free);
@@ -623,7 +628,8 @@ GPtrArray *qemu_snapshot_pairs(QemuVm *q, const Spec *spec, const char *dir, boo
 		if (d->file)
 			continue;
 		own = diskfile_path(vm_data_dir(qemu_vm(q)), d);
-		saved = g_strdup_printf("%s/disk-%s.qcow2", dir, d->name);
+		g_autofree char *name = qemu_snapshot_disk(d);
+		saved = g_build_filename(dir, name, NULL);
 		if (access(back ? saved : own, F_OK)) {
 			g_free(own);
 			g_free(saved);
@@ -674,7 +680,8 @@ static void add_disk(Taking *t, const SpecDisk *spec)
 	d->node = g_strdup_printf(QEMU_COPY_PREFIX "%u-%u", number, t->disks->len);
 	d->file_node = g_strconcat("file", d->node, NULL);
 	d->job = g_strconcat("make", d->node, NULL);
-	d->path = g_strdup_printf("%s/disk-%s.qcow2", t->dir, spec->name);
+	g_autofree char *name = qemu_snapshot_disk(spec);
+	d->path = g_build_filename(t->dir, name, NULL);
 	g_ptr_array_add(t->disks, d);
 }
 
@@ -688,6 +695,11 @@ static bool check(const Spec *spec, GError **err)
 				       "disks.%s is a file of yours, which a snapshot can neither "
 				       "hold nor put back: set `readonly: true`, or use it as the "
 				       "`image:` of a disk",
+				       d->name);
+		if (!d->file && !strcmp(diskfile_format(d), "raw"))
+			return err_set(err, EOPNOTSUPP,
+				       "disks.%s has the format raw, and what a snapshot holds is "
+				       "qcow2: leave `format` out",
 				       d->name);
 	}
 	if (spec->firmware == FIRMWARE_UEFI)

@@ -479,14 +479,19 @@ static bool has_ports(const Spec *spec)
 	return false;
 }
 
+void start_connect_monitor(Start *s)
+{
+	s->q->lost = lost_in_start;
+	qemu_connect(s->q, MONITOR_TIMEOUT_MS);
+}
+
 /* All at once, and before QEMU is up: it answers in order, and the start waits for one answer only.
  */
 void start_connect(Start *s)
 {
 	QemuVm *q = s->q;
 
-	q->lost = lost_in_start;
-	qemu_connect(q, MONITOR_TIMEOUT_MS);
+	start_connect_monitor(s);
 	s->kvm = qmp_execute(q->qmp, "query-kvm", NULL, kvm_answered, s);
 	if (has_ports(q->base.spec)) {
 		json_t *args = json_object();
@@ -502,7 +507,7 @@ void start_cont(Start *s)
 	s->cont = qmp_execute(s->q->qmp, "cont", NULL, cont_answered, s);
 }
 
-static void monitor_run(Op *op, void *ctx)
+void start_monitor_run(Op *op, void *ctx)
 {
 	start_connect(ctx);
 	start_cont(ctx);
@@ -537,7 +542,7 @@ static const Step steps[] = {
 	{ "prepare", start_prepare_run, start_prepare_cancel, start_prepare_undo },
 	{ "disks", start_disks_run, start_disks_cancel, NULL },
 	{ "spawn", start_spawn_run, start_spawn_cancel, start_spawn_undo },
-	{ "monitor", monitor_run, start_monitor_cancel, start_monitor_undo },
+	{ "monitor", start_monitor_run, start_monitor_cancel, start_monitor_undo },
 	{ 0 },
 };
 
@@ -560,6 +565,7 @@ void qemu_start_abandon(QemuVm *q)
 	if (!s)
 		return;
 	start_prepare_cancel(s->op, s);
+	qemu_clone_abandon(q);
 	start_disks_cancel(s->op, s);
 	start_spawn_cancel(s->op, s);
 	start_drop(s);
@@ -590,5 +596,8 @@ void start_begin(BackendVm *bv, Op *op, const Step *table, QemuWake *wake)
 
 void qemu_start(BackendVm *bv, Op *op)
 {
-	start_begin(bv, op, steps, NULL);
+	if (vm_clone_is_pending(bv->vm))
+		qemu_clone(bv, op);
+	else
+		start_begin(bv, op, steps, NULL);
 }

@@ -35,10 +35,18 @@ void start_spawn_cancel(Op *op, void *ctx);
 void start_spawn_undo(Op *op, void *ctx);
 /* Connect to all that QEMU has, and ask what is to be told of it. */
 void start_connect(Start *s);
+/* To the monitor only. */
+void start_connect_monitor(Start *s);
+void start_monitor_run(Op *op, void *ctx);
 void start_cont(Start *s);
 void start_drop(Start *s);
 void start_monitor_cancel(Op *op, void *ctx);
 void start_monitor_undo(Op *op, void *ctx);
+
+/* clone.c: the first start of a VM that begins as a snapshot */
+void qemu_clone(BackendVm *bv, Op *op);
+/* The VM goes from memory. */
+void qemu_clone_abandon(QemuVm *q);
 
 /* wake.c */
 

@@ -10,31 +10,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "backends/qemu/save.h"
-#include "backends/qemu/start.h"
+#include "backends/qemu/wake.h"
 #include "vmfs/err.h"
 #include "vmfs/log.h"
 #include "vmfs/savedir.h"
 
 #define CLOCK_TIMEOUT_MS 5000
-
-struct QemuWake {
-	char *dir;
-	char *machine, *slots;
-	Spec *spec;	   /* of a snapshot */
-	GPtrArray *copies; /* paths of its disks, and of copies of them */
-	int memory;	   /* the file; -1: none, or given to QEMU */
-	int64_t slept_s;
-	SaveJob *verify;
-	QemuStream *stream;
-	SavedNote *note;
-	bool verified, loaded;
-	GError *bad;	    /* what the checksums say; tells more than: */
-	GError *load_error; /* what QEMU says */
-	bool waiting;	    /* the step waits for both */
-	bool ran;	    /* the vCPUs were told to */
-	bool restore;	    /* of a snapshot, which is kept */
-};
 
 /* ---- memory: the file, its machine, and its checksum ---- */
 
@@ -68,7 +49,7 @@ static void verified(void *arg, const Manifest *m, const GError *err)
 	both(s);
 }
 
-static bool open_memory(QemuWake *w, GError **err)
+bool wake_open_memory(QemuWake *w, GError **err)
 {
 	const int dir = savedir_open(w->dir, err);
 	g_autoptr(GBytes) text = NULL;
@@ -89,8 +70,10 @@ static bool open_memory(QemuWake *w, GError **err)
 		return false;
 	machine = manifest_fact(m, "machine");
 	/* An option of QEMU's is made of it. */
+	g_clear_pointer(&w->machine, g_free);
 	if (machine && savedir_is_name(machine))
 		w->machine = g_strdup(machine);
+	g_free(w->slots);
 	w->slots = g_strdup(manifest_fact(m, "slots"));
 	if (!fstat(w->memory, &st))
 		w->slept_s = MAX(0, g_get_real_time() / G_USEC_PER_SEC - st.st_mtim.tv_sec);
@@ -102,7 +85,7 @@ static void memory_run(Op *op, void *ctx)
 	Start *s = ctx;
 	GError *err = NULL;
 
-	if (!open_memory(s->wake, &err)) {
+	if (!wake_open_memory(s->wake, &err)) {
 		op_fail(op, err_new(err_code(err),
 				    "its memory cannot be used: %s; 'kill' gives it "
 				    "up",
@@ -127,7 +110,7 @@ static void memory_undo(Op *op, void *ctx)
 
 /* ---- load ---- */
 
-static void loaded(void *arg, const GError *err)
+void wake_loaded(void *arg, const GError *err)
 {
 	Start *s = arg;
 	QemuWake *w = s->wake;
@@ -142,10 +125,26 @@ static void loaded(void *arg, const GError *err)
 	both(s);
 }
 
+/* QEMU says what it has, not what it was asked for. */
+static GError *explain(const QemuWake *w, GError *take)
+{
+	GError *e;
+
+	if (!w->machine || !strstr(take->message, "supported machines"))
+		return take;
+	e = err_new(EOPNOTSUPP,
+		    "this version of QEMU has no machine '%s', with which the memory was "
+		    "saved",
+		    w->machine);
+	g_error_free(take);
+	return e;
+}
+
 void qemu_wake_fail(Start *s, GError *take)
 {
 	QemuWake *w = s->wake;
 
+	take = explain(w, take);
 	if (!w->waiting || w->bad) {
 		op_fail(s->op, w->bad ? g_steal_pointer(&w->bad) : g_error_copy(take));
 		g_error_free(take);
@@ -156,14 +155,14 @@ void qemu_wake_fail(Start *s, GError *take)
 	both(s);
 }
 
-static void load_run(Op *op, void *ctx)
+void wake_load_run(Op *op, void *ctx)
 {
 	Start *s = ctx;
 	QemuWake *w = s->wake;
 
 	start_connect(s);
-	(void)qemu_stream_prepare(s->q, NULL, NULL);
-	w->stream = qemu_stream_in(s->q, op, w->memory, loaded, s);
+	(void)qemu_stream_prepare(s->q, w->ram, NULL, NULL);
+	w->stream = qemu_stream_in(s->q, op, w->memory, wake_loaded, s);
 	w->memory = -1;
 	w->waiting = true;
 }
@@ -198,7 +197,7 @@ static void mark_undo(Op *op, void *ctx)
 	op_next(op);
 }
 
-static void run_run(Op *op, void *ctx)
+void wake_run_run(Op *op, void *ctx)
 {
 	Start *s = ctx;
 
@@ -210,6 +209,8 @@ QemuEnd qemu_wake_end(const Start *s)
 {
 	if (s->wake->restore)
 		return (QemuEnd){ VM_STOPPED, "restore-failed" };
+	if (s->wake->clone)
+		return (QemuEnd){ VM_STOPPED, "start-failed" };
 	if (vm_saved(qemu_vm(s->q)) == SAVED_ASLEEP)
 		return (QemuEnd){ VM_ASLEEP, "wake-failed" };
 	return (QemuEnd){ VM_CRASHED, "wake-failed" };
@@ -225,7 +226,9 @@ void qemu_wake_running(Start *s)
 	g_autofree char *late = g_strdup_printf("late %" G_GINT64_FORMAT " s, no guest agent has "
 						"set it yet",
 						s->wake->slept_s);
-	if (!s->wake->restore)
+	if (s->wake->clone && !qemu_clone_running(s))
+		return;
+	if (!s->wake->clone && !s->wake->restore)
 		(void)savedir_drop(s->wake->dir, dropped, NULL);
 	backend_fact(&q->base, "clock", late);
 	q->clock_is_late = true;
@@ -387,7 +390,7 @@ static void restored_memory_run(Op *op, void *ctx)
 	Start *s = ctx;
 	GError *err = NULL;
 
-	if (open_memory(s->wake, &err))
+	if (wake_open_memory(s->wake, &err))
 		op_next(op);
 	else
 		op_fail(op, err);
@@ -403,8 +406,8 @@ static const Step restore_steps[] = {
 	{ "disks", start_disks_run, start_disks_cancel, NULL },
 	{ "memory", restored_memory_run, NULL, NULL },
 	{ "spawn", start_spawn_run, start_spawn_cancel, start_spawn_undo },
-	{ "load", load_run, start_monitor_cancel, start_monitor_undo },
-	{ "run", run_run, start_monitor_cancel, NULL },
+	{ "load", wake_load_run, start_monitor_cancel, start_monitor_undo },
+	{ "run", wake_run_run, start_monitor_cancel, NULL },
 	{ 0 },
 };
 
@@ -431,9 +434,9 @@ static const Step steps[] = {
 	{ "disks", start_disks_run, start_disks_cancel, NULL },
 	{ "memory", memory_run, memory_cancel, memory_undo },
 	{ "spawn", start_spawn_run, start_spawn_cancel, start_spawn_undo },
-	{ "load", load_run, start_monitor_cancel, start_monitor_undo },
+	{ "load", wake_load_run, start_monitor_cancel, start_monitor_undo },
 	{ "mark", mark_run, start_monitor_cancel, mark_undo },
-	{ "run", run_run, start_monitor_cancel, NULL },
+	{ "run", wake_run_run, start_monitor_cancel, NULL },
 	{ 0 },
 };
 
@@ -441,6 +444,9 @@ void qemu_wake_args(const QemuWake *w, QemuArgs *args)
 {
 	args->machine = w->machine;
 	args->incoming = true;
+	args->ram = w->ram;
+	if (w->clone)
+		qemu_clone_args(w->clone, args);
 }
 
 const char *qemu_wake_slots(const QemuWake *w)
@@ -461,8 +467,11 @@ void qemu_wake_drop(QemuWake *w)
 void qemu_wake_free(QemuWake *w)
 {
 	qemu_wake_drop(w);
+	if (w->clone)
+		qemu_clone_forget(w->clone);
 	if (w->memory >= 0)
 		close(w->memory);
+	g_free(w->ram);
 	if (w->spec)
 		spec_unref(w->spec);
 	if (w->copies)

@@ -313,6 +313,59 @@ static const Step restore_stopped_steps[] = {
 	{ 0 },
 };
 
+/* ---- clone ---- */
+
+static void clone_verified(void *arg, const Manifest *m, const GError *err)
+{
+	Saving *v = arg;
+
+	v->job = NULL;
+	if (err)
+		op_fail(v->op, err_new(err_code(err), "from: %s", err->message));
+	else
+		op_next(v->op);
+}
+
+static void clone_verify_run(Op *op, void *ctx)
+{
+	Saving *v = ctx;
+
+	v->job = savedir_verify(v->dir, clone_verified, v);
+}
+
+static void clone_run(Op *op, void *ctx)
+{
+	SimVm *s = ((Saving *)ctx)->s;
+
+	s->lost = false;
+	sim_tell(s, VM_RUNNING, "cloned");
+	sim_booted(s);
+	op_next(op);
+}
+
+static void boot_run(Op *op, void *ctx)
+{
+	SimVm *s = ((Saving *)ctx)->s;
+
+	s->lost = false;
+	sim_tell(s, VM_RUNNING, "started");
+	sim_boot(s);
+	op_next(op);
+}
+
+static const Step clone_steps[] = {
+	{ "verify", clone_verify_run, cancel, NULL },
+	{ "load", load_run, NULL, NULL },
+	{ "run", clone_run, NULL, NULL },
+	{ 0 },
+};
+
+static const Step clone_stopped_steps[] = {
+	{ "verify", clone_verify_run, cancel, NULL },
+	{ "run", boot_run, NULL, NULL },
+	{ 0 },
+};
+
 /* ---- kill ---- */
 
 static void killed_run(Op *op, void *ctx)
@@ -365,6 +418,19 @@ void sim_restore(SimVm *s, Op *op)
 
 	begin_in(s, op, snapshot_has_memory(snapshot) ? restore_steps : restore_stopped_steps,
 		 g_strdup(snapshot_dir(snapshot)));
+}
+
+void sim_clone(SimVm *s, Op *op)
+{
+	const ProcUser owner = { .uid = vm_uid(s->base.vm), .gid = vm_gid(s->base.vm) };
+	const Snapshot *from;
+	GError *err = NULL;
+
+	if (vm_clone_source(s->base.vm, &owner, &from, &err))
+		begin_in(s, op, snapshot_has_memory(from) ? clone_steps : clone_stopped_steps,
+			 g_strdup(snapshot_dir(from)));
+	else
+		op_fail(op, err);
 }
 
 void sim_sleep(SimVm *s, Op *op)

@@ -118,7 +118,7 @@ static void booted(void *arg)
 	sim_booted(arg);
 }
 
-static void boot(SimVm *s)
+void sim_boot(SimVm *s)
 {
 	const char *after = option(s, "boot");
 	uint64_t ms = 0;
@@ -328,9 +328,13 @@ static void apply(SimVm *s, Op *op)
 {
 	switch (op_kind(op)) {
 	case OP_START:
+		if (vm_clone_is_pending(s->base.vm)) {
+			sim_clone(s, op);
+			return;
+		}
 		s->lost = false;
 		sim_tell(s, VM_RUNNING, "started");
-		boot(s);
+		sim_boot(s);
 		break;
 	case OP_STOP:
 		sim_gone(s, VM_STOPPED, s->ignore_stop ? "forced" : "guest-shutdown", 0);
@@ -351,7 +355,7 @@ static void apply(SimVm *s, Op *op)
 		break;
 	case OP_REBOOT:
 	case OP_RESET:
-		boot(s);
+		sim_boot(s);
 		break;
 	case OP_SLEEP:
 		sim_sleep(s, op);
@@ -668,7 +672,7 @@ static bool guest_order(SimVm *s, const char *word, const char *rest, bool *know
 	else if (!strcmp(word, "poweroff"))
 		sim_gone(s, VM_STOPPED, "guest-shutdown", 0);
 	else if (!strcmp(word, "reboot"))
-		boot(s);
+		sim_boot(s);
 	else if (!strcmp(word, "panic"))
 		sim_gone(s, VM_CRASHED, "guest-panic", 0);
 	else if (!strcmp(word, "die"))
@@ -711,6 +715,7 @@ const BackendClass sim_class = {
 	.doc = "simulated machines, for tests",
 	.vm_size = sizeof(SimVm),
 	.hidden = true,
+	.clones = true,
 	.probe = probe,
 	.check = check,
 	.cmdline = cmdline,

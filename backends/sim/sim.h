@@ -36,12 +36,15 @@ void sim_tell(SimVm *s, VmState truth, const char *reason);
 void sim_gone(SimVm *s, VmState truth, const char *reason, int exit_status);
 /* A guest whose boot was long ago. */
 void sim_booted(SimVm *s);
+void sim_boot(SimVm *s);
 
 /* saved.c: memory on the disk */
 void sim_sleep(SimVm *s, Op *op);
 void sim_wake(SimVm *s, Op *op);
 void sim_snapshot(SimVm *s, Op *op);
 void sim_restore(SimVm *s, Op *op);
+/* The first start of a VM that begins as a snapshot. */
+void sim_clone(SimVm *s, Op *op);
 /* Give up what it sleeps in, and end the op. */
 void sim_kill_memory(SimVm *s, Op *op);
 void sim_saved_abandon(SimVm *s);
