@@ -211,7 +211,8 @@ def check_nothing_is_left(fs):
     assert {p.relative_to(fs.state).parts[0] for p in fs.state.rglob("*")} <= {
         "boot", "format", "hosts", "lock", "next", "root", "vms"}
     assert not list((fs.state / "vms").iterdir())
-    assert {p.name for p in fs.run.iterdir()} == {"lock", "keeper.pid", "daemon.pid"}
+    assert {p.name for p in fs.run.iterdir()} == {"lock", "keeper", "keeper.pid",
+                                                   "daemon.pid"}
 
 
 def run_loads(fs, loads, kills, seed, what):

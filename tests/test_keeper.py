@@ -572,6 +572,66 @@ def test_upgrade(installed):
     successor(fs, old)
 
 
+def upgrade(fs, *args):
+    return subprocess.run([BINARY, "--upgrade", f"--state-dir={fs.state}",
+                           f"--runtime-dir={fs.run}", *args], capture_output=True, text=True,
+                          timeout=60, check=False)
+
+
+def test_upgrade_by_command(installed):
+    """It returns when the new version serves, and those who wait in the mount go on."""
+    fs, vm = installed, installed.vm("web1", "backend: sim\n")
+    reader = vm.follow("console")
+    wait_blocked(reader.proc.pid)
+    for _ in range(2):
+        fs.replace(BINARY)
+        done = upgrade(fs, fs.mnt)
+        assert (done.returncode, done.stdout) == (0, f"the new version serves {fs.mnt}\n")
+        assert os.stat(f"/proc/{fs.pid}/exe").st_ino == os.stat(fs.base / "bin/vmfs").st_ino
+    vm.do("start")
+    reader.expect("sim: boot")
+
+
+def test_upgrade_by_command_that_fails(installed):
+    """What is told is who serves now."""
+    fs, vm, old = installed, installed.vm("web1", "backend: sim\n"), installed.pid
+    inode = os.stat(f"/proc/{old}/exe").st_ino
+    fs.replace("/bin/false")
+    done = upgrade(fs, fs.mnt)
+    assert (done.returncode, done.stdout) == (
+        1, f"the new version ended with status 1 before it served; the old one serves {fs.mnt}\n")
+    assert fs.pid != old and os.stat(f"/proc/{fs.pid}/exe").st_ino == inode
+    (fs.base / "bin/vmfs").unlink()
+    old, done = fs.pid, upgrade(fs, fs.mnt)
+    assert done.returncode == 1 and "No such file" in done.stdout and fs.pid == old
+    assert vm.state == "stopped"
+
+
+def test_upgrade_of_another_mount(fs):
+    old, other = fs.pid, fs.base / "other"
+    other.mkdir()
+    done = upgrade(fs, other)
+    assert done.returncode == 1 and "somewhere else" in done.stdout
+    done = upgrade(fs, fs.mnt, f"--runtime-dir={other}")
+    assert done.returncode == 1 and "cannot reach the keeper" in done.stderr
+    assert fs.pid == old
+    fs.stop()
+    assert upgrade(fs, fs.mnt).returncode == 1 and not (fs.run / "keeper").exists()
+
+
+def test_two_upgrades_at_once(installed):
+    """One after the other; and one whose caller leaves is done all the same."""
+    fs, old = installed, installed.pid
+    clients = [Client(upgrade, fs, fs.mnt) for _ in range(3)]
+    assert [c.result().returncode for c in clients] == [0, 0, 0]
+    with subprocess.Popen([BINARY, "--upgrade", f"--state-dir={fs.state}",
+                           f"--runtime-dir={fs.run}", fs.mnt], stdout=subprocess.PIPE) as gone:
+        before = successor(fs, old)
+        until(lambda: fs.pid != before or gone.poll() is not None, "it is under way")
+        gone.kill()
+    until(lambda: upgrade(fs, fs.mnt).returncode == 0, "another one")
+
+
 @pytest.mark.parametrize("program", ["/bin/false", "/etc/hostname"])
 def test_upgrade_to_what_does_not_come_up(installed, program):
     """The old one again, and nobody has noticed."""

@@ -24,6 +24,7 @@
 #include "vmfs/log.h"
 #include "vmfs/store.h"
 #include "vmfs/takeover.h"
+#include "vmfs/upgrade.h"
 
 #define STOP_MS	     15000 /* for the daemon to end, then it is killed */
 #define READY_MS     30000 /* for a new version to come up, then it is the old one's turn */
@@ -47,6 +48,9 @@ static struct {
 	char *path;	   /* of the binary */
 	pid_t daemon;	   /* 0: none */
 	int socket;	   /* -1: none */
+	int listener;	   /* of upgrade.h */
+	int asker;	   /* who waits for the end of an upgrade; -1: nobody */
+	char *failure;	   /* of the upgrade; NULL: none */
 	Phase phase;
 	bool ready, was_ready;
 	bool reloading;	  /* the supervisor waits for the end of it */
@@ -54,7 +58,7 @@ static struct {
 	int64_t due;	  /* g_get_monotonic_time() of the deadline; 0: none */
 	bool over;
 	int status; /* to exit with */
-} k = { .socket = -1, .other = -1 };
+} k = { .socket = -1, .other = -1, .listener = -1, .asker = -1 };
 
 static void set_due(unsigned ms)
 {
@@ -201,6 +205,9 @@ static void keep_going(int status)
 		swap_binaries();
 	} else if (k.phase == UPGRADING) {
 		log_error("the new version %s before it served; the old one goes on", how);
+		k.failure = g_strdup_printf("the new version %s before it served; the old one "
+					    "serves %s",
+					    how, k.options->mountpoint);
 		k.phase = KEEPING;
 		swap_binaries();
 		close(k.other);
@@ -232,6 +239,16 @@ static void on_exit_of_daemon(int status)
 		keep_going(status);
 }
 
+static void tell_asker(void)
+{
+	g_autofree char *success =
+		g_strdup_printf("the new version serves %s", k.options->mountpoint);
+
+	upgrade_answer(&k.asker, k.failure ? EXIT_FAILURE : EXIT_SUCCESS,
+		       k.failure ? k.failure : success);
+	g_clear_pointer(&k.failure, g_free);
+}
+
 static void on_message(void)
 {
 	char byte = 0;
@@ -252,6 +269,8 @@ static void on_message(void)
 		k.other = -1;
 		log_info("a new version serves");
 	}
+	if (k.reloading)
+		tell_asker();
 	/* Of a successor nobody hears. */
 	if (!k.was_ready || k.reloading)
 		daemon_ready();
@@ -275,17 +294,41 @@ static void stop(void)
 
 static void upgrade(void)
 {
-	if (k.phase != KEEPING || !k.daemon || !k.ready)
+	if (k.phase != KEEPING || !k.daemon || !k.ready) {
+		upgrade_answer(&k.asker, EXIT_FAILURE,
+			       "vmfs is not up yet, or ends; nothing was changed");
 		return;
+	}
 	k.other = open(k.path, O_PATH | O_CLOEXEC);
 	if (k.other < 0) {
-		log_error("cannot start %s anew: %s", k.path, g_strerror(errno));
+		g_autofree char *why =
+			g_strdup_printf("cannot start %s anew: %s", k.path, g_strerror(errno));
+
+		log_error("%s", why);
+		upgrade_answer(&k.asker, EXIT_FAILURE, why);
 		return;
 	}
 	k.phase = LEAVING;
 	k.reloading = true;
 	daemon_reloading();
 	say(KEEPER_HAND_OVER);
+}
+
+static void on_asker(void)
+{
+	if (k.phase != KEEPING) {
+		/* It is told of the end of the upgrade that is under way, or has gone. */
+		char byte;
+
+		if (recv(k.asker, &byte, 1, 0) == 0) {
+			close(k.asker);
+			k.asker = -1;
+		}
+	} else if (upgrade_read(k.asker, k.options->mountpoint)) {
+		upgrade();
+	} else {
+		upgrade_answer(&k.asker, EXIT_FAILURE, "this vmfs is mounted somewhere else");
+	}
 }
 
 static void on_signal(void)
@@ -336,7 +379,10 @@ static void loop(void)
 {
 	while (!k.over) {
 		struct pollfd p[] = { { .fd = k.signals, .events = POLLIN },
-				      { .fd = k.socket, .events = POLLIN } };
+				      { .fd = k.socket, .events = POLLIN },
+				      { .fd = k.asker, .events = POLLIN },
+				      /* One after the other. */
+				      { .fd = k.asker < 0 ? k.listener : -1, .events = POLLIN } };
 
 		if (poll(p, G_N_ELEMENTS(p), timeout_ms()) < 0)
 			continue;
@@ -344,6 +390,10 @@ static void loop(void)
 			on_message();
 		if (p[0].revents)
 			on_signal();
+		if (p[2].revents && k.asker >= 0)
+			on_asker();
+		if (p[3].revents)
+			k.asker = upgrade_accept(k.listener);
 		if (k.due && !timeout_ms())
 			on_due();
 	}
@@ -446,11 +496,14 @@ int keeper_run(Options *options, char **argv)
 	}
 	block_signals();
 	write_pid("keeper.pid", getpid());
+	k.listener = upgrade_listen(options->runtime_dir);
 	start_or_retry();
 	loop();
 	/* Whoever waits in the mount is freed by this. */
 	close(k.fuse);
 	daemon_unmount(options->mountpoint);
+	upgrade_answer(&k.asker, EXIT_FAILURE, "vmfs has ended");
+	upgrade_unlisten(options->runtime_dir, k.listener);
 	remove_pid("daemon.pid");
 	remove_pid("keeper.pid");
 	return k.status;

@@ -39,6 +39,7 @@
 #include "vmfs/registry.h"
 #include "vmfs/store.h"
 #include "vmfs/takeover.h"
+#include "vmfs/upgrade.h"
 #include "vmfs/vm.h"
 
 #define POOL_THREADS "8"
@@ -278,6 +279,8 @@ int main(int argc, char **argv)
 	if (app.options.man)
 		return print_manual(app.options.mountpoint);
 	log_init(app.options.debug);
+	if (app.options.upgrade)
+		return upgrade_main(&app.options);
 	(void)signal(SIGPIPE, SIG_IGN);
 	(void)umask(022);
 	if (!app.options.served)

@@ -42,6 +42,7 @@ static const struct fuse_opt table[] = {
 	OPTION("--help", o.help, 1),
 	OPTION("-V", o.version, 1),
 	OPTION("--version", o.version, 1),
+	OPTION("--upgrade", o.upgrade, 1),
 	OPTION("--probe-kvm", o.probe_kvm, 1),
 	OPTION("--notify-helper", o.notify_helper, 1),
 	OPTION("--served", o.served, 1),
@@ -109,6 +110,7 @@ void options_usage(void)
 	       "       verb_timeout=SEC    let no verb take longer\n"
 	       "    --state-dir=DIR        what is kept of the VMs\n"
 	       "    --runtime-dir=DIR      sockets of the running VMs\n"
+	       "    --upgrade              have what is mounted there go on with a new version\n"
 	       "    -V, --version          print the version\n"
 	       "    -h, --help             print this\n"
 	       "\n"

@@ -7,7 +7,8 @@
 #include <stdint.h>
 
 typedef struct Options {
-	bool foreground, debug, help, version, probe_kvm, notify_helper, served, man, markdown;
+	bool foreground, debug, help, version, probe_kvm, notify_helper, served, man, markdown,
+		upgrade;
 	char *state_dir, *runtime_dir, *mountpoint; /* absolute; the mountpoint resolved */
 	char *fuse;				    /* for fuse(8) */
 	char *hosts_file;			    /* NULL: the standard one */
