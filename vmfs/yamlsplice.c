@@ -45,10 +45,16 @@ char *yaml_quote(const char *text)
 
 /* ---- places ---- */
 
-static size_t node_end(const YamlNode *node)
+static const YamlNode *last_in(const YamlNode *node)
 {
 	while (node->kind != YAML_IS_SCALAR && !node->flow && node->items->len)
 		node = node->items->pdata[node->items->len - 1];
+	return node;
+}
+
+static size_t node_end(const YamlNode *node)
+{
+	node = last_in(node);
 	return node->kind == YAML_IS_SCALAR || node->flow ? node->end : node->start;
 }
 
@@ -125,11 +131,41 @@ static char *flow_section(const YamlEdit *e)
 			       e->preset ? ": {}, " : "", e->name, e->value);
 }
 
-/* Begin a line of our own at `at`, where a line begins or the text ends without a line end. */
-static void copy_lines(const Splice *s, size_t at)
+/* The line end that ends this node now would be a part of its text: a `|` or `>` at the end. */
+static bool takes_line_end(const Splice *s, const YamlNode *node)
 {
-	copy(s, 0, at);
-	if (at && s->text[at - 1] != '\n')
+	const size_t len = node->kind == YAML_IS_SCALAR ? strlen(node->text) : 0;
+
+	return len && node->text[len - 1] != '\n' && strchr("|>", s->text[node->start]);
+}
+
+/* As far as `at`, with the node's last line end stripped, whatever its indicators say of that. */
+static void copy_stripped(const Splice *s, const YamlNode *node, size_t at)
+{
+	const size_t indicators =
+		node->start + 1 + strspn(s->text + node->start + 1, "0123456789+-");
+
+	copy(s, 0, node->start + 1);
+	for (size_t i = node->start + 1; i < indicators; i++)
+		if (g_ascii_isdigit(s->text[i]))
+			g_string_append_c(s->out, s->text[i]);
+	g_string_append_c(s->out, '-');
+	copy(s, indicators, at);
+}
+
+/*
+ * Begin a line of our own at `at`, behind the node `before` (NULL: none), where a line begins or
+ * the text ends without a line end.
+ */
+static void copy_lines(const Splice *s, const YamlNode *before, size_t at)
+{
+	const bool whole = !at || s->text[at - 1] == '\n';
+
+	if (!whole && before && takes_line_end(s, last_in(before)))
+		copy_stripped(s, last_in(before), at);
+	else
+		copy(s, 0, at);
+	if (!whole)
 		g_string_append(s->out, line_break(s));
 }
 
@@ -160,7 +196,7 @@ static void insert_section(const Splice *s, const YamlNode *root)
 
 		if (map)
 			at = after_line(s, node_end(root));
-		copy_lines(s, at);
+		copy_lines(s, map ? root : NULL, at);
 		put_section(s, map ? root->column - 1 : 0);
 		copy(s, at, s->len);
 	}
@@ -175,7 +211,7 @@ static void insert_entry(const Splice *s, const YamlNode *map)
 	} else {
 		const size_t at = after_line(s, node_end(map));
 
-		copy_lines(s, at);
+		copy_lines(s, map, at);
 		put_line(s, map->column - 1, s->edit->name, s->edit->value);
 		copy(s, at, s->len);
 	}

@@ -36,6 +36,16 @@ static const Case cases[] = {
 	{ "disks:\n  \xc3\xa4: {file: \"/\xf0\x9f\x98\x80\"} # \xe2\x82\xac\ncpus: 2\n", "d", "{file: /d}",
 	  "disks:\n  \xc3\xa4: {file: \"/\xf0\x9f\x98\x80\"} # \xe2\x82\xac\n  d: {file: /d}\ncpus: 2\n" },
 	{ "disks:\n  a: {file: /a}", "d", "{file: /d}", "disks:\n  a: {file: /a}\n  d: {file: /d}\n" },
+	/* A text at the very end does not get the line end that is put behind it. */
+	{ "cloud_init: {}\ndisks: {}\nuser: |\n  a\n  b", "d", "{file: /d}",
+	  "cloud_init: {}\ndisks: {d: {file: /d}}\nuser: |\n  a\n  b" },
+	{ "user: |\n  a\n  b", "d", "{file: /d}", "user: |-\n  a\n  b\ndisks:\n  d: {file: /d}\n" },
+	{ "user: >+2 # x\n  a", "d", "{file: /d}", "user: >2- # x\n  a\ndisks:\n  d: {file: /d}\n" },
+	{ "user: |-\n  a", "d", "{file: /d}", "user: |-\n  a\ndisks:\n  d: {file: /d}\n" },
+	{ "user: |\n  a\n", "d", "{file: /d}", "user: |\n  a\ndisks:\n  d: {file: /d}\n" },
+	{ "disks:\n  a:\n    file: |\n      /a", "d", "{file: /d}",
+	  "disks:\n  a:\n    file: |-\n      /a\n  d: {file: /d}\n" },
+	{ "user: '|'", "d", "{file: /d}", "user: '|'\ndisks:\n  d: {file: /d}\n" },
 	/* Flow style. */
 	{ "disks: {}\n", "d", "{file: /d}", "disks: {d: {file: /d}}\n" },
 	{ "disks: { }\n", "d", "{file: /d}", "disks: {d: {file: /d} }\n" },
