@@ -226,6 +226,42 @@ def test_what_cannot_be_done_twice_is_not(fs, vm, verb):
     assert vm.read("console.log").count("sim: boot") == 1 and vm.state == "running"
 
 
+def test_restore_under_way(fs, vm):
+    """The snapshot is that of its order, and its shell is told when it is there again."""
+    vm.do("start")
+    for name in ("s1", "s2"):
+        (vm / "snapshots" / name).mkdir()
+        vm.wait("snapshots")
+    before = vm.read("console.log").count("sim: boot")
+    vm.sim("hang restore")
+    client = Client(vm.do, "restore s1")
+    under_way(vm, "restore")
+    crash(fs)
+    client.result()
+    assert vm.state == "running" and vm.read("error") == ""
+    assert vm.read("console.log").count("sim: boot") == before
+    vm.sim("hang restore")
+    fd = os.open(vm / "state", os.O_WRONLY)
+    os.write(fd, b"restore s2\n")
+    closing = Client(os.close, fd).blocks()
+    crash(fs)
+    closing.result()
+    assert vm.state == "running" and sorted(os.listdir(vm / "snapshots")) == ["s1", "s2"]
+
+
+def test_snapshot_that_a_crash_cuts_off(fs, vm):
+    """Its mkdir was answered, for the rest takes long: what became of it is told."""
+    vm.do("start")
+    vm.sim("hang snapshot")
+    (vm / "snapshots/s1").mkdir()
+    assert vm.read("snapshots/s1/state") == "taking\n"
+    crash(fs)
+    assert os.listdir(vm / "snapshots") == [] and "s1" in vm.error("ECANCELED", "snapshot")[2]
+    (vm / "snapshots/s1").mkdir()
+    vm.wait("snapshots")
+    assert vm.read("snapshots/s1/state") == "ready\n" and vm.read("error") == ""
+
+
 def test_failed_command_stays_failed(fs, vm):
     """It failed before the crash, and close(2) asks after it."""
     vm.do("start")

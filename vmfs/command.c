@@ -278,6 +278,7 @@ static bool check_order(Vm *vm, const Verb *v, GError **err)
 static void resume(Vm *vm, Op *op)
 {
 	const Verb *v = op_verb(op);
+	const char *word = op_word(op);
 	GError *e = NULL;
 
 	if (v->after != VM_STATE_MAX && vm->pushed == v->after) {
@@ -290,6 +291,13 @@ static void resume(Vm *vm, Op *op)
 			      "'%s' was under way each of the %u times that vmfs crashed; it is "
 			      "not tried again",
 			      v->name, op_crashes(op));
+	else if (word && v->kind == OP_RESTORE)
+		op_set_arg(op, snapshot_ready(vm, word, &e));
+	else if (word)
+		(void)err_set(&e, ECANCELED,
+			      "the snapshot '%s' was not finished when vmfs was restarted, and is "
+			      "no more",
+			      word);
 	else if (v->after == VM_STATE_MAX)
 		(void)err_set(&e, ECANCELED,
 			      "'%s' was under way when vmfs was restarted; it is not known whether "
@@ -342,6 +350,8 @@ static bool start_verb(Vm *vm, const Verb *v, uint64_t seconds_ms, void *arg,
 		vm->exit_status = -1;
 	}
 	op = op_new(vm, v, v->seconds ? seconds_ms : 0, arg, free_arg);
+	if (v->kind == OP_SNAPSHOT || v->kind == OP_RESTORE)
+		op_set_word(op, snapshot_name(arg));
 	*ret = op;
 	if (!vm->op) {
 		begin(vm, op);

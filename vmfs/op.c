@@ -44,6 +44,7 @@ struct Op {
 	GPtrArray *waiters; /* of OpWaiter */
 	uint64_t number;    /* in the memory file; 0: not kept */
 	uint64_t unique;    /* of the request that ordered it */
+	char *word;	    /* op_set_word(); NULL: none */
 	bool restored;
 	unsigned crashes;
 };
@@ -84,6 +85,7 @@ void op_unref(Op *op)
 		op->free_ctx(op->ctx);
 	if (op->free_arg)
 		op->free_arg(op->arg);
+	g_free(op->word);
 	g_clear_error(&op->error);
 	g_ptr_array_unref(op->waiters);
 	g_free(op);
@@ -334,13 +336,13 @@ void op_unwait(Op *op, OpWaiter *w)
 #define UNDER_WAY (-1)
 
 typedef struct KeptOp {
-	uint32_t size; /* of this struct: the sentence of its error follows */
+	uint32_t size; /* of this struct: its word, and the sentence of its error follow */
 	uint32_t serial;
 	uint32_t kind, crashes;
 	uint64_t seconds_ms;
 	uint64_t unique;
 	int32_t code; /* UNDER_WAY, 0 or an errno */
-	uint32_t unused;
+	uint32_t word_len;
 } KeptOp;
 
 static GHashTable *restored; /* by number; NULL: none */
@@ -354,10 +356,11 @@ void op_keep(Op *op)
 		     .seconds_ms = op->seconds_ms,
 		     .code = op->phase != DONE ? UNDER_WAY
 			     : op->error       ? err_code(op->error)
-					       : 0 };
+					       : 0,
+		     .word_len = op->word ? (uint32_t)strlen(op->word) : 0 };
 
-	/* What is ordered with an argument is the business of whoever knows that. */
-	if (op->arg || !keep_head())
+	/* What is ordered with another argument is the business of whoever knows that. */
+	if ((op->arg && !op->word) || !keep_head())
 		return;
 	if (!op->number) {
 		op->number = ++keep_head()->begun;
@@ -365,11 +368,28 @@ void op_keep(Op *op)
 	}
 	k.unique = op->unique;
 	keep_set(KEEP_OP, op->number, &k, sizeof k);
+	if (op->word)
+		keep_append(KEEP_OP, op->number, op->word, k.word_len);
 	if (op->error)
 		keep_append(KEEP_OP, op->number, op->error->message, strlen(op->error->message));
 	/* Before it is begun. */
 	if (k.code == UNDER_WAY)
 		keep_commit();
+}
+
+void op_set_word(Op *op, const char *word)
+{
+	op->word = g_strdup(word);
+}
+
+const char *op_word(const Op *op)
+{
+	return op->word;
+}
+
+void op_set_arg(Op *op, void *arg)
+{
+	op->arg = arg;
 }
 
 uint64_t op_number(const Op *op)
@@ -403,7 +423,7 @@ static Restore restoring;
 
 static void restore_one(uint64_t number, GBytes *value)
 {
-	gsize len;
+	gsize len, text;
 	const char *data = g_bytes_get_data(value, &len);
 	const Verb *verb;
 	KeptOp k;
@@ -422,6 +442,10 @@ static void restore_one(uint64_t number, GBytes *value)
 	op->unique = k.unique;
 	op->restored = true;
 	op->crashes = k.crashes + (keep_head()->crashed ? 1 : 0);
+	text = MIN(k.size, len);
+	if (k.word_len && k.word_len <= len - text)
+		op->word = g_strndup(data + text, k.word_len);
+	text += MIN(k.word_len, len - text);
 	g_hash_table_insert(restored, &op->number, op);
 	if (k.code == UNDER_WAY) {
 		op_keep(op);
@@ -430,8 +454,7 @@ static void restore_one(uint64_t number, GBytes *value)
 	}
 	op->phase = DONE;
 	if (k.code)
-		op->error = err_new(k.code, "%.*s", k.size < len ? (int)(len - k.size) : 0,
-				    data + MIN(k.size, len));
+		op->error = err_new(k.code, "%.*s", (int)(len - text), data + text);
 }
 
 static void unref(void *op)

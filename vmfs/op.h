@@ -128,6 +128,11 @@ void op_unwait(Op *op, OpWaiter *w);
 
 /* For a successor, which carries on what is under way (keep.h): */
 
+/* What a successor can find its argument by, which is to be told before the op is kept. */
+void op_set_word(Op *op, const char *word);
+const char *op_word(const Op *op); /* or NULL */
+/* In a successor, which has found it (borrowed). */
+void op_set_arg(Op *op, void *arg);
 /* Keep what is known of it now: before it begins, and when it has ended. */
 void op_keep(Op *op);
 uint64_t op_number(const Op *op); /* 0: not kept */
