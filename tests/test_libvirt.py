@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """libvirt: the domains that are there, on this host and on others, and what others do to them."""
 import os
+import re
 import subprocess
 import time
 import uuid
-from errno import EBUSY, EEXIST, EHOSTDOWN, EINVAL, EOPNOTSUPP, EPERM, ESRCH, ETIMEDOUT
+from errno import EBUSY, EEXIST, EHOSTDOWN, EINVAL, EIO, EOPNOTSUPP, EPERM, ESRCH, ETIMEDOUT
 
 import pytest
 
+from lib.guest import run, started
 from lib.util import exists, fails, get, put, until
 
 pytestmark = pytest.mark.libvirt
@@ -324,6 +326,64 @@ def test_pending_is_what_differs_and_no_more(lv, on, guest):
     until(lambda: "98304" in vm.read("domain.xml"), "libvirt's own has been looked at")
     assert vm.read("pending") == "memory\n"
     assert vm.spec == text.replace("128MiB", "96MiB")
+
+
+def test_plugged_while_it_runs(lv, on, guest, scratch):
+    """By link and by edit; the guest sees it, libvirt has it now and at the next start."""
+    (scratch / "d.raw").write_bytes(bytes(1 << 20))
+    fs = on()
+    text = ("backend: libvirt\naccel: tcg\nmemory: 128MiB\nboot: {kernel: %s, initrd: %s, "
+            "cmdline: console=ttyS0 quiet}\n" % (guest.kernel, guest.initrd))
+    vm = fs.vm("web", text)
+    console = started(vm)
+
+    def seen(count):
+        until(lambda: run(vm, console, "ls /sys/block | grep -c vd || :") == str(count), "disks")
+
+    seen(0)
+    os.symlink(scratch / "d.raw", vm / "disks/data")
+    seen(1)
+    for words in (["--inactive"], []):
+        assert "d.raw" in lv.virsh("dumpxml", "web", *words).stdout
+    assert vm.read("pending") == "" and f"data: {{file: {scratch}/d.raw}}" in vm.spec
+    os.unlink(vm / "disks/data")
+    for words in (["--inactive"], []):
+        assert "d.raw" not in lv.virsh("dumpxml", "web", *words).stdout
+    seen(0)
+    assert vm.read("pending") == "" and vm.read("error") == ""
+    vm.write("spec.yaml", text + "nics: {eth0: {}, lan: {}}\n"
+             f"disks: {{data: {{file: {scratch}/d.raw, readonly: true}}}}\n")
+    seen(1)
+    until(lambda: run(vm, console, "ls /sys/class/net | grep -c eth || :") == "2", "the nic")
+    assert vm.read("pending") == ""
+    lv.virsh("detach-disk", "web", "vda", "--live")
+    until(lambda: vm.read("pending") == "disks.data\n", "what virsh takes away is missing")
+    vm.do("kill")
+    macs = re.findall("<mac address='(.*)'", lv.virsh("dumpxml", "web").stdout)
+    console = started(vm)
+    seen(1)
+    assert vm.read("pending") == "" and len(set(macs)) == 2
+    assert re.findall("<mac address='(.*)'", lv.virsh("dumpxml", "web").stdout) == macs
+    with fails(EBUSY, EIO):  # it has that already, by another name
+        os.symlink(scratch / "d.raw", vm / "disks/again")
+
+
+def test_domain_without_room(lv, on):
+    """One with no free slot: refused with libvirt's words, and nothing is changed."""
+    lv.define("web", memory=64)
+    lv.virsh("start", "web")
+    vm = on().vm("web")
+    names = []
+    with fails(EIO):
+        for i in range(32):
+            os.symlink("user", vm / f"nics/n{i}")
+            names.append(f"n{i}")
+    vm.error("EIO", "PCI")
+    assert sorted(os.listdir(vm / "nics")) == sorted(names) and vm.read("pending") == ""
+    assert lv.virsh("dumpxml", "web", "--inactive").stdout.count("<interface") == len(names)
+    vm.write("spec.yaml", "backend: libvirt\nmemory: 64MiB\nnics: {%s, lan: {}}\n"
+             % ", ".join(f"{n}: {{}}" for n in names))
+    assert vm.read("pending") == "nics.lan\n"
 
 
 def test_domain_xml(lv, on):

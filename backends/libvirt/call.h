@@ -41,6 +41,10 @@ struct LvCall {
 	GError *error;
 };
 
+/* verbs.c: a call of an op that is one call and perhaps an event. NULL: the op has failed. */
+LvCall *lv_op_begin(LvVm *lv, Op *op, bool (*work)(LvCall *c, GError **err),
+		    void (*done)(LvCall *c));
+
 /* NULL and err when the host is away. Fill in the rest, then send it. */
 LvCall *lv_call_new(LvVm *lv, bool (*work)(LvCall *c, GError **err), void (*done)(LvCall *c),
 		    GError **err);

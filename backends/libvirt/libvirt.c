@@ -89,15 +89,15 @@ void lv_settle(LvVm *lv)
 /* A key that differs, but where the user left it to us, or XML cannot say it. */
 static bool is_open(const Spec *user, const char *key)
 {
-	g_autofree char *object = NULL;
-	const SpecNic *nic = NULL;
+	const char *last = strrchr(key, '.');
+	g_autofree char *object = last ? g_strndup(key, (gsize)(last - key)) : NULL;
+	const void *named = object ? spec_named(user, object) : NULL;
 
-	if (g_str_has_prefix(key, "nics.") && g_str_has_suffix(key, ".mac")) {
-		object = g_strndup(key, strlen(key) - strlen(".mac"));
-		nic = spec_named(user, object);
-	}
-	return lv_xml_lacks(key) || (!strcmp(key, "accel") && user->accel == ACCEL_AUTO) ||
-	       (nic && !nic->mac);
+	if (named && g_str_has_prefix(key, "nics.") && !strcmp(last, ".mac"))
+		return !((const SpecNic *)named)->mac;
+	if (named && g_str_has_prefix(key, "disks.") && !strcmp(last, ".format"))
+		return !((const SpecDisk *)named)->format;
+	return lv_xml_lacks(key) || (!strcmp(key, "accel") && user->accel == ACCEL_AUTO);
 }
 
 /* Nothing that both can say is different. */
@@ -310,6 +310,7 @@ const BackendClass libvirt_class = {
 		[OP_UNMANAGE] = unmanage,
 		[OP_REDEFINE] = lv_redefine,
 		[OP_MIGRATE] = lv_migrate,
+		[OP_APPLY] = lv_apply,
 		[OP_ADOPT] = adopt,
 	},
 	.ask = {
@@ -318,6 +319,7 @@ const BackendClass libvirt_class = {
 		[ASK_KEYS] = lv_ask_keys,
 		[ASK_MONITOR] = lv_ask_monitor,
 	},
+	.can_apply = lv_can_apply,
 	.console_write = lv_console_write,
 	.definition = definition,
 	.want_ip = want_ip,

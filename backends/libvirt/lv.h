@@ -214,12 +214,18 @@ void lv_define(BackendVm *bv, Spec *spec, BackendDone fn, void *arg);
 void lv_rename(BackendVm *bv, const char *name, BackendDone fn, void *arg);
 void lv_undefine(BackendVm *bv, BackendDone fn, void *arg);
 void lv_op_clear(LvVm *lv);
+/* Of the op that lv_op_begin() began (takes the error; NULL: success). */
+void lv_op_end(LvVm *lv, GError *take);
 /* For the op that waits for this: the state has changed; the guest has reset; the agent is there;
  * the host is away. */
 void lv_op_look(LvVm *lv);
 void lv_op_rebooted(LvVm *lv);
 void lv_op_agent_up(LvVm *lv);
 void lv_op_away(LvVm *lv);
+
+/* plug.c */
+void lv_apply(BackendVm *bv, Op *op);
+bool lv_can_apply(const BackendVm *bv, const Spec *want, const char *key);
 
 /* console.c */
 /* In the pool: NULL when it has no console, or another reader has it. */

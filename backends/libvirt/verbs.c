@@ -20,7 +20,7 @@ void lv_op_clear(LvVm *lv)
 	lv->ending = NULL;
 }
 
-static void end_op(LvVm *lv, GError *take)
+void lv_op_end(LvVm *lv, GError *take)
 {
 	Op *op = lv->op;
 
@@ -43,15 +43,18 @@ void lv_op_look(LvVm *lv)
 
 	const VmState state = lv->base.vm->pushed;
 
-	if ((kind == OP_STOP || kind == OP_KILL) &&
-	    (state == VM_STOPPED || state == VM_CRASHED || state == VM_ASLEEP))
-		end_op(lv, NULL);
+	if (state != VM_STOPPED && state != VM_CRASHED && state != VM_ASLEEP)
+		return;
+	if (kind == OP_STOP || kind == OP_KILL)
+		lv_op_end(lv, NULL);
+	else if (kind == OP_REBOOT)
+		lv_op_end(lv, err_new(ESRCH, "it has ended meanwhile"));
 }
 
 void lv_op_rebooted(LvVm *lv)
 {
 	if (lv->op && op_kind(lv->op) == OP_REBOOT)
-		end_op(lv, NULL);
+		lv_op_end(lv, NULL);
 }
 
 void lv_op_away(LvVm *lv)
@@ -68,12 +71,11 @@ void lv_op_away(LvVm *lv)
 		op_fail(op, err_new(EHOSTDOWN, "its host went away meanwhile"));
 	lv->undoing = false;
 	if (lv->op)
-		end_op(lv, err_new(EHOSTDOWN, "its host went away meanwhile"));
+		lv_op_end(lv, err_new(EHOSTDOWN, "its host went away meanwhile"));
 }
 
-/* A call of the op's, or NULL: the op has failed. */
-static LvCall *begin(LvVm *lv, Op *op, bool (*work)(LvCall *c, GError **err),
-		     void (*done)(LvCall *c))
+LvCall *lv_op_begin(LvVm *lv, Op *op, bool (*work)(LvCall *c, GError **err),
+		    void (*done)(LvCall *c))
 {
 	GError *e = NULL;
 	LvCall *c = lv_call_new(lv, work, done, &e);
@@ -99,7 +101,7 @@ static void simple_done(LvCall *c)
 {
 	take_state(c);
 	if (c->op)
-		end_op(c->lv, g_steal_pointer(&c->error));
+		lv_op_end(c->lv, g_steal_pointer(&c->error));
 }
 
 /* ---- the simple ones ---- */
@@ -129,7 +131,7 @@ static bool work_reset(LvCall *c, GError **err)
 
 void lv_pause(BackendVm *bv, Op *op)
 {
-	LvCall *c = begin(lv_of(bv), op, work_pause, simple_done);
+	LvCall *c = lv_op_begin(lv_of(bv), op, work_pause, simple_done);
 
 	if (c)
 		lv_call_send(c);
@@ -137,7 +139,7 @@ void lv_pause(BackendVm *bv, Op *op)
 
 void lv_resume(BackendVm *bv, Op *op)
 {
-	LvCall *c = begin(lv_of(bv), op, work_resume, simple_done);
+	LvCall *c = lv_op_begin(lv_of(bv), op, work_resume, simple_done);
 
 	if (c)
 		lv_call_send(c);
@@ -145,7 +147,7 @@ void lv_resume(BackendVm *bv, Op *op)
 
 void lv_reset(BackendVm *bv, Op *op)
 {
-	LvCall *c = begin(lv_of(bv), op, work_reset, simple_done);
+	LvCall *c = lv_op_begin(lv_of(bv), op, work_reset, simple_done);
 
 	if (c)
 		lv_call_send(c);
@@ -160,12 +162,12 @@ static void reboot_asked(LvCall *c)
 {
 	/* Good news are not the end of it: that is an event. */
 	if (c->op && c->error)
-		end_op(c->lv, g_steal_pointer(&c->error));
+		lv_op_end(c->lv, g_steal_pointer(&c->error));
 }
 
 void lv_reboot(BackendVm *bv, Op *op)
 {
-	LvCall *c = begin(lv_of(bv), op, work_reboot, reboot_asked);
+	LvCall *c = lv_op_begin(lv_of(bv), op, work_reboot, reboot_asked);
 
 	if (!c)
 		return;
@@ -193,7 +195,7 @@ static void destroyed(LvCall *c)
 	if (!c->op)
 		return;
 	if (c->error) {
-		end_op(c->lv, g_steal_pointer(&c->error));
+		lv_op_end(c->lv, g_steal_pointer(&c->error));
 		return;
 	}
 	/* A transient one is no more: then there is no state. */
@@ -207,7 +209,7 @@ static void destroy(LvVm *lv, const char *reason)
 	LvCall *c = lv_call_new(lv, work_destroy, destroyed, &e);
 
 	if (!c) {
-		end_op(lv, e);
+		lv_op_end(lv, e);
 		return;
 	}
 	lv->ending = reason;
@@ -326,7 +328,7 @@ static bool work_define(LvCall *c, GError **err)
 
 		text = lv_xml_spec(now, err);
 		have = text ? spec_restore(text, strlen(text), err) : NULL;
-		xml = have ? lv_xml_edit(now, have, c->spec, err) : NULL;
+		xml = have ? lv_xml_edit(now, have, c->spec, c->id, err) : NULL;
 	}
 	ok = xml != NULL;
 	if (ok && (!now || strcmp(now, xml)))
@@ -467,7 +469,7 @@ static bool work_sleep(LvCall *c, GError **err)
 
 void lv_sleep(BackendVm *bv, Op *op)
 {
-	LvCall *c = begin(lv_of(bv), op, work_sleep, simple_done);
+	LvCall *c = lv_op_begin(lv_of(bv), op, work_sleep, simple_done);
 
 	if (!c)
 		return;
@@ -512,6 +514,7 @@ static void order(BackendVm *bv, bool (*work)(LvCall *c, GError **err), const ch
 	c->fn = fn;
 	c->arg = arg;
 	c->name = g_strdup(name);
+	c->id = bv->vm->id;
 	c->spec = spec ? spec_ref((Spec *)spec) : NULL;
 	c->absent = !bv->vm->home.foreign;
 	lv_call_send(c);
@@ -545,7 +548,7 @@ static bool work_xml(LvCall *c, GError **err)
 
 void lv_redefine(BackendVm *bv, Op *op)
 {
-	LvCall *c = begin(lv_of(bv), op, work_xml, simple_done);
+	LvCall *c = lv_op_begin(lv_of(bv), op, work_xml, simple_done);
 
 	if (!c)
 		return;
@@ -555,7 +558,7 @@ void lv_redefine(BackendVm *bv, Op *op)
 
 void lv_undefine_op(BackendVm *bv, Op *op)
 {
-	LvCall *c = begin(lv_of(bv), op, work_undefine, simple_done);
+	LvCall *c = lv_op_begin(lv_of(bv), op, work_undefine, simple_done);
 
 	if (c)
 		lv_call_send(c);

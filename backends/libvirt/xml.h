@@ -24,8 +24,15 @@ typedef struct LvNew {
 
 /* A domain from nothing. */
 char *lv_xml_new(const LvNew *made, const Spec *spec, GError **err);
-/* `xml`, with what differs between both specs as `want` has it. Owned by the caller. */
-char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, GError **err);
+/* `xml`, with what differs between both specs as `want` has it; a new MAC address is made from the
+ * VM's id. Owned by the caller. */
+char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, unsigned id, GError **err);
+/*
+ * The element of the device that "disks.data" names, as it is in `xml`; or, with `want`, as it is
+ * to be plugged into such a domain. Owned by the caller.
+ */
+char *lv_xml_device(const char *xml, const Spec *want, const char *key, unsigned id, GError **err);
+bool lv_xml_has_device(const char *xml, const char *key);
 /* Is it something that a spec says but XML does not? Then it is not to be looked for there. */
 bool lv_xml_lacks(const char *spec_key);
 /* Of its network interfaces: of char *, owned by the caller. */

@@ -10,12 +10,16 @@
 
 #define X(text) ((const xmlChar *)(text))
 
+/* As many as virt-install has: the devices of a new domain take some, the rest are for plugging. */
+#define PORT  "    <controller type='pci' model='pcie-root-port'/>\n"
+#define PORTS PORT PORT PORT PORT PORT PORT PORT PORT PORT PORT PORT PORT PORT PORT
+
 static const char skeleton[] =
 	"<domain>\n"
 	"  <os>\n    <type arch='x86_64' machine='q35'>hvm</type>\n  </os>\n"
 	"  <features>\n    <acpi/>\n    <apic/>\n  </features>\n"
 	"  <cpu mode='maximum'/>\n"
-	"  <devices>\n"
+	"  <devices>\n    <controller type='pci' index='0' model='pcie-root'/>\n" PORTS
 	"    <serial type='pty'>\n      <target port='0'/>\n    </serial>\n"
 	"    <console type='pty'>\n      <target type='serial' port='0'/>\n    </console>\n"
 	"    <channel type='unix'>\n"
@@ -97,6 +101,7 @@ typedef struct Edit {
 	const Spec *want;
 	const char *name;  /* of the disk or the nic */
 	const LvNew *made; /* NULL: it is there already */
+	unsigned id;	   /* of the VM */
 } Edit;
 
 static bool set_cpus(const Edit *e, GError **err)
@@ -258,6 +263,7 @@ static bool set_nic(const Edit *e, GError **err)
 	xmlNode *n = find_device(devices, "interface", e->name), *mac;
 	g_autofree char *key = g_strconcat("nics.", e->name, NULL), *made = NULL;
 	const SpecNic *nic = spec_named(e->want, key);
+	const bool is_new = !n;
 	guint index = 0;
 
 	(void)err;
@@ -272,9 +278,9 @@ static bool set_nic(const Edit *e, GError **err)
 		set_alias(n, e->name);
 	}
 	(void)g_ptr_array_find(e->want->nics, nic, &index);
-	if (!nic->mac && e->made)
-		made = g_strdup_printf("52:54:00:%02x:%02x:%02x", (e->made->id >> 8) & 0xff,
-				       e->made->id & 0xff, index & 0xff);
+	if (!nic->mac && is_new)
+		made = g_strdup_printf("52:54:00:%02x:%02x:%02x", (e->id >> 8) & 0xff, e->id & 0xff,
+				       index & 0xff);
 	if (nic->mac || made) {
 		mac = xmltree_find(n, "mac");
 		set_attr(mac ? mac : add_child(n, "mac", NULL), "address",
@@ -347,23 +353,23 @@ static bool apply(const char *spec_key, Edit *e, GError **err)
 	return keys[row].set(e, err);
 }
 
-static char *text_of(xmlDoc *doc)
+static char *text_of(xmlNode *n)
 {
 	/* The element alone: libvirt's own text has no declaration either. */
 	xmlBuffer *buf = xmlBufferCreate();
 	char *text;
 
-	(void)xmlNodeDump(buf, doc, xmlDocGetRootElement(doc), 0, 0);
+	(void)xmlNodeDump(buf, n->doc, n, 0, 0);
 	text = g_strconcat((const char *)xmlBufferContent(buf), "\n", NULL);
 	xmlBufferFree(buf);
 	return text;
 }
 
-char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, GError **err)
+char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, unsigned id, GError **err)
 {
 	g_autoptr(GPtrArray) diff = spec_diff(want, have);
 	xmlDoc *doc = xmltree_parse(xml, err);
-	Edit e = { .want = want };
+	Edit e = { .want = want, .id = id };
 	bool ok = doc;
 	char *text = NULL;
 
@@ -373,9 +379,52 @@ char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, GError **
 	for (unsigned i = 0; ok && i < diff->len; i++)
 		ok = apply(diff->pdata[i], &e, err);
 	if (ok)
-		text = text_of(doc);
+		text = text_of(e.domain);
 	xmlFreeDoc(doc);
 	return text;
+}
+
+/* The element that a key like "disks.data" names; NULL: there is none. */
+static xmlNode *device_of(xmlDoc *doc, const char *key)
+{
+	xmlNode *devices = doc ? xmltree_find(xmlDocGetRootElement(doc), "devices") : NULL;
+	const char *dot = strchr(key, '.');
+
+	return devices && dot ? find_device(devices,
+					    g_str_has_prefix(key, "disks.") ? "disk" : "interface",
+					    dot + 1)
+			      : NULL;
+}
+
+char *lv_xml_device(const char *xml, const Spec *want, const char *key, unsigned id, GError **err)
+{
+	xmlDoc *doc = xmltree_parse(xml, err);
+	Edit e = { .want = want, .id = id };
+	bool ok = doc != NULL;
+	xmlNode *n = NULL;
+	char *text = NULL;
+
+	if (ok && want) {
+		e.domain = xmlDocGetRootElement(doc);
+		ok = apply(key, &e, err);
+	}
+	if (ok)
+		n = device_of(doc, key);
+	if (n)
+		text = text_of(n);
+	else if (ok)
+		(void)err_set(err, ENOENT, "%s: there is no such device", key);
+	xmlFreeDoc(doc);
+	return text;
+}
+
+bool lv_xml_has_device(const char *xml, const char *key)
+{
+	xmlDoc *doc = xmltree_parse(xml, NULL);
+	const bool found = device_of(doc, key) != NULL;
+
+	xmlFreeDoc(doc);
+	return found;
 }
 
 static bool add_all(Edit *e, GError **err)
@@ -401,7 +450,7 @@ static bool add_all(Edit *e, GError **err)
 char *lv_xml_new(const LvNew *made, const Spec *spec, GError **err)
 {
 	xmlDoc *doc = xmltree_parse(skeleton, err);
-	Edit e = { .want = spec, .made = made };
+	Edit e = { .want = spec, .made = made, .id = made->id };
 	char *text = NULL;
 
 	if (!doc)
@@ -412,7 +461,7 @@ char *lv_xml_new(const LvNew *made, const Spec *spec, GError **err)
 	(void)set_memory(&e, NULL);
 	(void)set_cpus(&e, NULL);
 	if (add_all(&e, err))
-		text = text_of(doc);
+		text = text_of(e.domain);
 	xmlFreeDoc(doc);
 	return text;
 }
