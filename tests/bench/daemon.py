@@ -12,12 +12,12 @@ SIM = "backend: sim\n"
 
 
 class Daemon(Vmfs):
-    def __init__(self, bench, **env):
+    def __init__(self, bench, *args, **env):
         super().__init__(bench.directory("vmfs"))
         self.run = bench.directory("vmfs", fast=True)
         self.bench, self.env = bench, env
         bench.cleanup.callback(self.finish)
-        self.start()
+        self.start(*args)
 
     def finish(self):
         for problem in self.close():

@@ -4,6 +4,7 @@
  *
  *   lv state URI NAME       virDomainGetState
  *   lv stats URI COUNT      virConnectGetAllDomainStats of the states: one call for all
+ *   lv suspend URI NAME     virDomainSuspend; `lv resume` lets it go on
  *   lv define URI XML       virDomainDefineXML and virDomainUndefine
  *   lv fill URI XML FROM    defines one more a turn: %s in the file XML is "fill-N"
  *   lv create URI NAME      virDomainCreate; `lv destroy` ends it again
@@ -71,6 +72,18 @@ static void turn_fill(void *arg)
 	free(xml);
 }
 
+static void turn_suspend(void *arg)
+{
+	if (virDomainSuspend(((Client *)arg)->dom))
+		fail("suspend");
+}
+
+static void turn_resume(void *arg)
+{
+	if (virDomainResume(((Client *)arg)->dom))
+		fail("resume");
+}
+
 static void turn_create(void *arg)
 {
 	if (virDomainCreate(((Client *)arg)->dom))
@@ -125,8 +138,9 @@ static const struct {
 	const char *name;
 	Turn turn;
 } kinds[] = {
-	{ "state", turn_state },   { "create", turn_create }, { "destroy", turn_destroy },
-	{ "define", turn_define }, { "fill", turn_fill },     { "stats", turn_stats },
+	{ "state", turn_state },     { "create", turn_create }, { "destroy", turn_destroy },
+	{ "suspend", turn_suspend }, { "resume", turn_resume }, { "define", turn_define },
+	{ "fill", turn_fill },	     { "stats", turn_stats },
 };
 
 /* Errors come with the calls that failed. */
@@ -150,7 +164,7 @@ int main(int argc, char *argv[])
 			continue;
 		if (!(c.conn = virConnectOpen(argv[2])))
 			fail(argv[2]);
-		if (i < 3 && !(c.dom = virDomainLookupByName(c.conn, argv[3])))
+		if (i < 5 && !(c.dom = virDomainLookupByName(c.conn, argv[3])))
 			fail(argv[3]);
 		if (kinds[i].turn == turn_define || kinds[i].turn == turn_fill)
 			c.xml = read_file(argv[3]);
