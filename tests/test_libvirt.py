@@ -176,12 +176,16 @@ def test_host_by_hand(box, tmp_path):
     fs = box.start()
     host = fs.mnt / ".vmfs/hosts/node2"
     host.mkdir()
-    assert get(host / "uri") == b"" and b"state away\n" in get(host / "status")
+    assert get(host / "uri") == get(host / "node") == b""
+    assert b"state away\n" in get(host / "status")
     put(host / "uri", f"test://{tmp_path}/node.xml\n")
     until(lambda: fs.names() == ["far"], "its domain is shown")
     assert shown(fs) == {"far": "running"}
     assert fs.vm("far").status["host"] == "node2"
     assert b"state up\n" in get(host / "status")
+    node = dict(line.split(" ", 1) for line in get(host / "node").decode().splitlines())
+    assert int(node["cpus"]) > 0 and int(node["memory"]) > int(node["free"]) > 0
+    assert node["version"].startswith("libvirt ")
     with fails(EEXIST):
         host.mkdir()
     inode = inodes(fs)

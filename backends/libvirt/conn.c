@@ -112,6 +112,8 @@ typedef struct Opening {
 	char *uri;
 	virConnectPtr virt;
 	char *version;
+	virNodeInfo node;
+	uint64_t free;
 	GPtrArray *found;
 	GError *error;
 } Opening;
@@ -175,6 +177,8 @@ static void open_job(void *arg)
 	(void)virConnectSetKeepAlive(o->virt, KEEPALIVE_S, KEEPALIVE_COUNT);
 	(void)virConnectRegisterCloseCallback(o->virt, on_close, o->tag, NULL);
 	o->version = version_of(o->virt);
+	(void)virNodeGetInfo(o->virt, &o->node);
+	o->free = virNodeGetFreeMemory(o->virt);
 	/* Events first: what happens while the list is made is not to be missed. */
 	if (lv_events_begin(o->virt, o->tag, &o->error))
 		o->found = lv_list(o->virt, &o->error);
@@ -217,6 +221,9 @@ static void opened(void *arg)
 		lh->opening = false;
 		g_free(lh->version);
 		lh->version = g_steal_pointer(&o->version);
+		lh->cpus = o->node.cpus;
+		lh->memory = (uint64_t)o->node.memory << 10;
+		lh->free = o->free;
 	}
 	if (lh && !o->error) {
 		lh->virt = g_steal_pointer(&o->virt);
@@ -363,4 +370,17 @@ void lv_host_status(const Host *host, GString *out)
 		g_string_append_printf(out, "version %s\n", lh->version);
 	if (!lh->virt && lh->why)
 		g_string_append_printf(out, "why %s\n", lh->why);
+}
+
+void lv_host_node(const Host *host, GString *out)
+{
+	const LvHost *lh = host->link;
+
+	if (!lh->virt)
+		return;
+	g_string_append_printf(
+		out, "cpus %u\nmemory %" G_GUINT64_FORMAT "\nfree %" G_GUINT64_FORMAT "\n",
+		lh->cpus, lh->memory, lh->free);
+	if (lh->version)
+		g_string_append_printf(out, "version %s\n", lh->version);
 }

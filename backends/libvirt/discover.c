@@ -130,6 +130,7 @@ typedef struct Look {
 	void *tag;
 	virConnectPtr virt; /* a reference */
 	GPtrArray *found;   /* of LvFound: key at first, then all */
+	uint64_t free;	    /* bytes that the host has left; 0: it does not tell */
 	GError *error;	    /* of the connection */
 } Look;
 
@@ -181,6 +182,8 @@ static void look_job(void *arg)
 	for (unsigned i = 0; i < l->found->len; i++)
 		if (!look_at(l->virt, l->found->pdata[i], &l->error))
 			break;
+	if (!l->error)
+		l->free = virNodeGetFreeMemory(l->virt);
 	/* Here: if it was the last reference this talks to the host. */
 	(void)virConnectClose(l->virt);
 }
@@ -263,6 +266,8 @@ static void looked(void *arg)
 	lv_host_worked(l->tag);
 	if (lh)
 		lh->looking--;
+	if (lh && l->free)
+		lh->free = l->free;
 	for (unsigned i = 0; lh && !l->error && i < l->found->len; i++) {
 		LvFound *f = l->found->pdata[i];
 		const LvLook *look = g_hash_table_lookup(lh->looks, f->key);

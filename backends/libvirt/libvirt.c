@@ -331,4 +331,5 @@ const BackendClass libvirt_class = {
 	.host_close = lv_host_close,
 	.host_is_up = lv_host_is_up,
 	.host_status = lv_host_status,
+	.host_node = lv_host_node,
 };

@@ -29,6 +29,8 @@ typedef struct LvHost {
 	bool opening;
 	char *why;     /* it is away: a sentence; or NULL */
 	char *version; /* of libvirt and the hypervisor, there */
+	unsigned cpus;
+	uint64_t memory, free; /* bytes; free: when a domain of it was last looked at */
 	unsigned tries;
 	Timer *retry;
 	GHashTable *domains; /* key to LvVm: those that vmfs has a VM for */
@@ -123,6 +125,7 @@ void lv_host_open(Host *host);
 void lv_host_close(Host *host);
 bool lv_host_is_up(const Host *host);
 void lv_host_status(const Host *host, GString *out);
+void lv_host_node(const Host *host, GString *out);
 /* The host that has this connection still; or NULL. */
 LvHost *lv_host_at(const void *tag);
 static inline void *lv_host_tag(const LvHost *lh)

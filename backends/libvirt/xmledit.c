@@ -10,9 +10,10 @@
 
 #define X(text) ((const xmlChar *)(text))
 
-/* As many as virt-install has: the devices of a new domain take some, the rest are for plugging. */
+/* The devices of a new domain take half of them, the rest are for plugging. More make each boot
+ * longer. */
 #define PORT  "    <controller type='pci' model='pcie-root-port'/>\n"
-#define PORTS PORT PORT PORT PORT PORT PORT PORT PORT PORT PORT PORT PORT PORT PORT
+#define PORTS PORT PORT PORT PORT PORT PORT PORT PORT PORT PORT
 
 static const char skeleton[] =
 	"<domain>\n"
