@@ -15,6 +15,7 @@ from lib.util import exists, fails, get, put, until
 pytestmark = pytest.mark.libvirt
 
 NODE = """<node>
+  <memory>8388608</memory>
   <domain type='test'><name>{name}</name><uuid>{uuid}</uuid>
     <memory unit='MiB'>64</memory><vcpu>2</vcpu><os><type>hvm</type></os></domain>
   {more}
@@ -184,7 +185,8 @@ def test_host_by_hand(box, tmp_path):
     assert fs.vm("far").status["host"] == "node2"
     assert b"state up\n" in get(host / "status")
     node = dict(line.split(" ", 1) for line in get(host / "node").decode().splitlines())
-    assert int(node["cpus"]) > 0 and int(node["memory"]) > int(node["free"]) > 0
+    assert int(node["cpus"]) == 16 and int(node["memory"]) == 8 << 30
+    assert 0 < int(node["free"]) <= 8 << 30
     assert node["version"].startswith("libvirt ")
     with fails(EEXIST):
         host.mkdir()
