@@ -186,7 +186,7 @@ def test_host_by_hand(box, tmp_path):
     assert b"state up\n" in get(host / "status")
     node = dict(line.split(" ", 1) for line in get(host / "node").decode().splitlines())
     assert int(node["cpus"]) == 16 and int(node["memory"]) == 8 << 30
-    assert 0 < int(node["free"]) <= 8 << 30
+    assert int(node["free"]) <= 8 << 30  # of which this driver has none to tell
     assert node["version"].startswith("libvirt ")
     with fails(EEXIST):
         host.mkdir()

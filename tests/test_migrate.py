@@ -46,6 +46,8 @@ def running(node):
 def test_made_elsewhere_and_moved_live(fs, nodes, guest):
     """What runs in it goes on, its directory stays the same, and it runs at one place only."""
     vm = fs.vm("web", spec(guest))
+    node = dict(line.split(" ", 1) for line in fs.host("hosts/node1/node").splitlines())
+    assert 0 < int(node["free"]) <= int(node["memory"])
     assert vm.read("host") == "node1\n"
     with fails(ESRCH):
         vm.write("host", "node2\n")
