@@ -8,6 +8,7 @@ from errno import (EBUSY, EEXIST, EILSEQ, EINVAL, EIO, EISDIR, ENOENT, ENOSPC, E
 import pytest
 
 from lib.util import exists, fails, until
+from lib.vm import Shell
 
 
 @pytest.fixture
@@ -350,22 +351,6 @@ def test_document_in_the_middle(up, disk):
 
 
 # ---- live, in a real guest ----
-
-class Shell:
-    """The guest's shell on its console."""
-
-    def __init__(self, vm, backend):
-        backend.booted(vm)
-        self.vm, self.n = vm, 0
-        self.console = vm.follow("console")
-
-    def __call__(self, command, answer, timeout=30):
-        """Run it until it prints that."""
-        self.n += 1
-        self.vm.write("console", f"until [ \"$({command})\" = '{answer}' ]; do sleep 0.1; done; "
-                                 f"echo d'on'e-{self.n}\n", 0)
-        self.console.expect(rf"^done-{self.n}\r?$", timeout)
-
 
 @pytest.fixture
 def real(qemu):

@@ -67,7 +67,9 @@ typedef struct Spec {
 	char *host;    /* where it is to be made; or NULL: on this one */
 	char *from;    /* "VM/snapshots/NAME": what it begins as (clone.h); or NULL */
 	unsigned cpus;
-	uint64_t memory; /* bytes, a multiple of 1 MiB */
+	uint64_t memory;     /* bytes, a multiple of 1 MiB */
+	unsigned max_cpus;   /* what it can be given while it runs; 0: it stays as it is */
+	uint64_t max_memory; /* likewise */
 	SpecAccel accel;
 	SpecMachine machine;
 	SpecFirmware firmware;

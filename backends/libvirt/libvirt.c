@@ -184,6 +184,11 @@ static void probe(Backend *be)
 static bool check(Backend *be, const Spec *spec, GError **err)
 {
 	(void)be;
+	if (spec->max_cpus || spec->max_memory)
+		return err_set(err, EOPNOTSUPP,
+			       "%s: backend 'libvirt' of this version changes neither cpus nor "
+			       "memory of a VM that runs",
+			       spec->max_cpus ? "max_cpus" : "max_memory");
 	if (spec->shares->len)
 		return err_set(err, EOPNOTSUPP,
 			       "shares: backend 'libvirt' of this version shares no directories");

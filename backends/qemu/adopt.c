@@ -233,6 +233,8 @@ static void peripherals_answered(void *arg, const json_t *result, const GError *
 
 	if (!err)
 		qemu_reconcile(q, result);
+	if (!err)
+		qemu_resize_reconcile(q);
 }
 
 void qemu_find_process(QemuVm *q)

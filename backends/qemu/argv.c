@@ -91,13 +91,16 @@ static void add_machine(const Build *b)
 		    uefi ? ",pflash0=uefi-code,pflash1=uefi-vars" : "", backend);
 	/* All that the host can do under KVM, all that can be emulated else. */
 	add(b, "-cpu", "max");
-	add(b, "-smp", "%u", in->spec->cpus);
-	add(b, "-m", "%" G_GUINT64_FORMAT "M", in->spec->memory >> 20);
+	if (in->spec->max_cpus)
+		add(b, "-smp", "%u,maxcpus=%u", in->spec->cpus, in->spec->max_cpus);
+	else
+		add(b, "-smp", "%u", in->spec->cpus);
+	add(b, "-m", "%" G_GUINT64_FORMAT "M", qemu_ram(in->spec) >> 20);
 	if (in->ram) {
 		g_autofree char *ram = escape(in->ram);
 		add(b, "-object",
 		    "memory-backend-file,id=%s,size=%" G_GUINT64_FORMAT "M,share=%s,mem-path=%s",
-		    id, in->spec->memory >> 20, in->making ? "on" : "off", ram);
+		    id, qemu_ram(in->spec) >> 20, in->making ? "on" : "off", ram);
 	}
 	if (uefi) {
 		g_autofree char *code = escape(in->uefi_code), *dir = escape(in->data_dir);
@@ -191,6 +194,8 @@ static void add_control(const Build *b)
 		 */
 		add(b, "-device", "vmgenid,guid=auto");
 	}
+	if (in->spec->max_memory)
+		add(b, "-device", "virtio-balloon-pci,id=balloon0");
 }
 
 /* Where the guest finds a device: on a bridge, for nothing can be plugged into the root bus. */
@@ -478,6 +483,10 @@ static bool check_microvm(const Spec *s, GError **err)
 	if (spec_display(s) != DISPLAY_NONE)
 		return err_set(err, EOPNOTSUPP,
 			       "display: a microvm has none; set machine: q35, or display: none");
+	if (s->max_cpus || s->max_memory)
+		return err_set(err, EOPNOTSUPP,
+			       "%s: a microvm keeps what it starts with; set machine: q35",
+			       s->max_cpus ? "max_cpus" : "max_memory");
 	/* 24 mmio slots, of which serial and rng take two. */
 	if (s->disks->len + s->nics->len + s->cloud_init.given > 22)
 		return err_set(err, EOPNOTSUPP,
@@ -500,7 +509,7 @@ bool qemu_check(const QemuHost *host, const Spec *s, GError **err)
 		return err_set(err, EINVAL,
 			       "there is nothing to boot: set boot.kernel, or attach a "
 			       "disk");
-	if (s->cpus > MAX_CPUS_Q35)
+	if (MAX(s->cpus, s->max_cpus) > MAX_CPUS_Q35)
 		return err_set(err, EOPNOTSUPP, "cpus: backend 'qemu' takes at most %d",
 			       MAX_CPUS_Q35);
 	if (s->firmware == FIRMWARE_UEFI && !host->uefi_code)

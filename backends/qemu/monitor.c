@@ -216,6 +216,18 @@ static void on_unplugged(QemuVm *q, const json_t *data)
 	qemu_device_deleted(q, string_of(data, "device"));
 }
 
+static void on_balloon(QemuVm *q, const json_t *data)
+{
+	qemu_balloon_changed(q, (uint64_t)json_integer_value(json_object_get(data, "actual")));
+}
+
+static void on_ost(QemuVm *q, const json_t *data)
+{
+	const json_t *info = json_object_get(data, "info");
+
+	qemu_cpu_noticed(q, string_of(info, "device"));
+}
+
 /* Comes right before the STOP that it causes. */
 static void on_io_error(QemuVm *q, const json_t *data)
 {
@@ -256,6 +268,8 @@ static const struct {
 	{ "RESET", on_reset },
 	{ "VSERPORT_CHANGE", on_port },
 	{ "DEVICE_DELETED", on_unplugged },
+	{ "BALLOON_CHANGE", on_balloon },
+	{ "ACPI_DEVICE_OST", on_ost },
 	{ "BLOCK_IO_ERROR", on_io_error },
 	{ "MIGRATION", on_migration },
 	{ "NIC_RX_FILTER_CHANGED", on_rx_filter },
@@ -402,6 +416,7 @@ void qemu_disconnect(QemuVm *q)
 	qemu_ip_stop(q);
 	qemu_fail_questions(q);
 	qemu_plug_free(q);
+	qemu_resize_free(q);
 	qemu_ssh_forget(q);
 	qmp_cancel(&q->op_slot);
 	qmp_cancel(&q->identity_slot);

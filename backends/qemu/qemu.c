@@ -19,6 +19,7 @@ static void clear_op(QemuVm *q)
 	qmp_cancel(&q->op_slot);
 	timer_stop(&q->op_timer);
 	qemu_plug_free(q);
+	qemu_resize_free(q);
 }
 
 static void guest_asked(void *arg, const json_t *result, const GError *err);
@@ -289,13 +290,16 @@ static void apply(BackendVm *bv, Op *op)
 
 	if (qemu_ports_can_apply(bv, change->want, change->key))
 		qemu_ports_apply(qemu_of(bv), op);
+	else if (qemu_resize_can_apply(bv, change->want, change->key))
+		qemu_resize_apply(qemu_of(bv), op);
 	else
 		qemu_plug_apply(qemu_of(bv), op);
 }
 
 static bool can_apply(const BackendVm *bv, const Spec *want, const char *key)
 {
-	return qemu_ports_can_apply(bv, want, key) || qemu_plug_can_apply(bv, want, key);
+	return qemu_ports_can_apply(bv, want, key) || qemu_resize_can_apply(bv, want, key) ||
+	       qemu_plug_can_apply(bv, want, key);
 }
 
 static void want_ip(BackendVm *bv)

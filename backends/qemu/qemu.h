@@ -70,6 +70,11 @@ typedef struct QemuArgs {
 } QemuArgs;
 
 void qemu_argv(const QemuArgs *in, GPtrArray *argv);
+/* Bytes of memory that the machine has, in the guest's balloon or not. */
+static inline uint64_t qemu_ram(const Spec *s)
+{
+	return MAX(s->memory, s->max_memory);
+}
 bool qemu_check(const QemuHost *host, const Spec *spec, GError **err);
 char *qemu_mac(unsigned id, unsigned index);
 /* The options of the device that "disks.data" names, as qemu_argv() has them. */
@@ -134,6 +139,7 @@ struct QemuVm {
 	GHashTable *slots;	  /* where the devices of what runs are; NULL: as at a start */
 	unsigned bridges;	  /* that it was started with */
 	struct Plug *plug;	  /* of hotplug.c, while something is changed */
+	struct Resize *resize;	  /* of resize.c, likewise */
 	GHashTable *leaving;	  /* set of ids: not ours any more, but still in the guest */
 
 	/* The monitor. */
@@ -249,6 +255,19 @@ void qemu_device_deleted(QemuVm *q, const char *id);
 void qemu_reconcile(QemuVm *q, const json_t *peripherals);
 /* The op is over, or the VM. */
 void qemu_plug_free(QemuVm *q);
+
+/* resize.c: OP_APPLY of memory and cpus */
+bool qemu_resize_can_apply(const BackendVm *bv, const Spec *want, const char *key);
+void qemu_resize_apply(QemuVm *q, Op *op);
+/* Before its vCPUs run: memory beyond what it is to have at first is kept from the guest. */
+void qemu_balloon_start(QemuVm *q);
+/* What runs as QEMU knows it, after a time without us. */
+void qemu_resize_reconcile(QemuVm *q);
+/* Events: the guest has so much memory; it has seen that CPU. */
+void qemu_balloon_changed(QemuVm *q, uint64_t bytes);
+void qemu_cpu_noticed(QemuVm *q, const char *device);
+/* The op is over, or the VM. */
+void qemu_resize_free(QemuVm *q);
 
 /* ask.c: files that are asked for */
 void qemu_ask_screen(BackendVm *bv, Ask *a);

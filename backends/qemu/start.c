@@ -499,6 +499,7 @@ void start_connect(Start *s)
 		s->ports = qmp_execute(q->qmp, "human-monitor-command", args, ports_answered, s);
 	}
 	qemu_report_vnc(q);
+	qemu_balloon_start(q);
 	qemu_connect_guest(q, 0);
 }
 

@@ -464,6 +464,10 @@ static void run_op(BackendVm *bv, Op *op)
 
 static bool can_apply(const BackendVm *bv, const Spec *want, const char *key)
 {
+	if (!strcmp(key, "memory"))
+		return want->memory <= bv->spec->max_memory;
+	if (!strcmp(key, "cpus"))
+		return want->cpus > bv->spec->cpus && want->cpus <= bv->spec->max_cpus;
 	return spec_named(want, key) || spec_named(bv->spec, key) ||
 	       g_str_has_suffix(key, ".ports");
 }

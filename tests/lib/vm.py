@@ -188,3 +188,19 @@ class Vm:
     def files(self):
         """Path to stat of all that can be found below, streams excepted."""
         return {p.relative_to(self.dir): p.lstat() for p in self.dir.rglob("*")}
+
+
+class Shell:
+    """The guest's shell on its console."""
+
+    def __init__(self, vm, backend):
+        backend.booted(vm)
+        self.vm, self.n = vm, 0
+        self.console = vm.follow("console")
+
+    def __call__(self, command, answer, timeout=30):
+        """Run it until it prints that."""
+        self.n += 1
+        self.vm.write("console", f"until [ \"$({command})\" = '{answer}' ]; do sleep 0.1; done; "
+                                 f"echo d'on'e-{self.n}\n", 0)
+        self.console.expect(rf"^done-{self.n}\r?$", timeout)
