@@ -457,7 +457,7 @@ def test_no_space(tiny, box, boot, guest):
             vm.error("ENOSPC")
             assert vm.state == "stopped"
             assert {p.name for p in data.iterdir()} <= {"console.log", "root.qcow2", "root.image",
-                                                      "b.qcow2"}
+                                                      "b.qcow2", "ssh_key", "ssh_key.pub"}
         fill.unlink(missing_ok=True)
         for path in data.iterdir():
             path.unlink()

@@ -62,7 +62,9 @@ def test_sleeps_over_a_restart_of_the_host(up, backend, fs):
     fs.stop()
     shutil.rmtree(fs.run)
     fs.restart()
-    assert up.state == "asleep" and up.status["since"][:19] == since
+    assert up.state == "asleep"
+    # libvirt keeps no time.
+    assert backend.name == "libvirt" or up.status["since"][:19] == since
     assert up.status["backend"] == backend.name
     up.do("wake")
     assert backend.recall(up) == "blue"
@@ -83,7 +85,7 @@ def test_nouns(up, backend):
     assert backend.recall(up) == "blue"
 
 
-def test_what_cannot_be_done_asleep(up, fs):
+def test_what_cannot_be_done_asleep(up, backend, fs):
     up.do("sleep")
     for verb, errno in (("start", EBUSY), ("stop", ESRCH), ("pause", ESRCH), ("resume", ESRCH),
                         ("reset", ESRCH), ("stopped", ESRCH), ("sleep", EALREADY)):
@@ -97,8 +99,12 @@ def test_what_cannot_be_done_asleep(up, fs):
         up.dir.rmdir()
     up.error("EBUSY", "asleep", "kill")
     assert up.state == "asleep"
-    os.rename(up.dir, fs.mnt / "renamed")
-    up.name = "renamed"
+    if backend.name == "libvirt":  # which has the memory by that name
+        with fails(EBUSY):
+            os.rename(up.dir, fs.mnt / "renamed")
+    else:
+        os.rename(up.dir, fs.mnt / "renamed")
+        up.name = "renamed"
     up.do("wake")
     assert up.state == "running"
 
@@ -148,6 +154,8 @@ def test_spec_changed_asleep(up, backend, fs):
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "link", "version"])
 def test_damaged_memory(up, backend, fs, damage):
+    if backend.name == "libvirt":
+        pytest.skip("its memory is in a file of libvirt's own")
     up.do("sleep")
     memory = data(fs) / "sleep/memory"
     manifest = data(fs) / "sleep/manifest"
@@ -192,8 +200,7 @@ def test_kill9_of_the_daemon_in_the_middle(up, backend, fs, verb, after_ms):
     time.sleep(after_ms / 1000)  # nothing to wait for: any moment will do
     fs.kill9()
     fs.restart()
-    until(lambda: up.state in ("running", "asleep"), "it is found again")
-    if up.state == "asleep":
+    if backend.settled(up) == "asleep":
         up.do("wake")
     assert backend.recall(up) == "blue"
 

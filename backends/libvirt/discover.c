@@ -141,9 +141,11 @@ static Spec *spec_of(const char *xml)
 	return text ? spec_restore(text, strlen(text), NULL) : NULL;
 }
 
+/* What it runs with, or slept with. */
 static void look_at_run(virDomainPtr dom, LvFound *f)
 {
-	char *xml = virDomainGetXMLDesc(dom, 0);
+	char *xml = f->state.state == VM_ASLEEP ? virDomainManagedSaveGetXMLDesc(dom, 0)
+						: virDomainGetXMLDesc(dom, 0);
 
 	f->run = spec_of(xml);
 	f->agent = xml && lv_xml_has_agent(xml);
@@ -169,7 +171,8 @@ static bool look_at(virConnectPtr virt, LvFound *f, GError **err)
 	f->xml = g_strdup(xml);
 	free(xml);
 	f->spec = spec_of(f->xml);
-	if (f->state.state == VM_RUNNING || f->state.state == VM_PAUSED)
+	if (f->state.state == VM_RUNNING || f->state.state == VM_PAUSED ||
+	    f->state.state == VM_ASLEEP)
 		look_at_run(dom, f);
 	virDomainFree(dom);
 	return true;

@@ -156,9 +156,11 @@ void lv_runs(LvVm *lv, Spec *spec, bool agent)
 {
 	Vm *vm = lv->base.vm;
 
-	if (vm->pushed != VM_RUNNING && vm->pushed != VM_PAUSED)
+	if (vm->pushed != VM_RUNNING && vm->pushed != VM_PAUSED && vm->pushed != VM_ASLEEP)
 		return;
 	backend_spec(&lv->base, spec);
+	if (vm->pushed == VM_ASLEEP)
+		return;
 	if (agent && !vm->agent)
 		lv_agent(lv, true);
 	else if (!vm->ips)

@@ -45,7 +45,8 @@ void lv_op_look(LvVm *lv)
 
 	if (state != VM_STOPPED && state != VM_CRASHED && state != VM_ASLEEP)
 		return;
-	if (kind == OP_STOP || kind == OP_KILL)
+	/* What is asleep is killed by taking its memory away: the call says when that is done. */
+	if (kind == OP_STOP || (kind == OP_KILL && state != VM_ASLEEP))
 		lv_op_end(lv, NULL);
 	else if (kind == OP_REBOOT)
 		lv_op_end(lv, err_new(ESRCH, "it has ended meanwhile"));
@@ -201,6 +202,8 @@ static void destroyed(LvCall *c)
 	/* A transient one is no more: then there is no state. */
 	lv_show(c->lv,
 		c->state.state == VM_STATE_MAX ? (LvState){ VM_STOPPED, "killed" } : c->state);
+	if (c->lv->op)
+		lv_op_end(c->lv, NULL);
 }
 
 static void destroy(LvVm *lv, const char *reason)

@@ -3,6 +3,8 @@
 import os
 import signal
 
+from lib.util import until
+
 
 class Sim:
     name = "sim"
@@ -52,6 +54,11 @@ class Sim:
         word = console.expect(r"^memory: (.*)$")[1]
         console.close()
         return word
+
+    def settled(self, vm):
+        """What a daemon that died had begun is over; the VM's state."""
+        until(lambda: vm.state in ("running", "asleep"), "it is found again")
+        return vm.state
 
     def crash(self, vm):
         vm.sim("die")
@@ -130,6 +137,7 @@ class Qemu:
 class Libvirt(Qemu):
     name = "libvirt"
     after_crash = "vmm-died"
+    STATES = {"running": "running", "paused": "paused", "shut off": "asleep"}
 
     def __init__(self, fs, guest, libvirtd):
         super().__init__(fs, guest)
@@ -137,6 +145,17 @@ class Libvirt(Qemu):
 
     def spec(self, *args, **kwargs):
         return super().spec(*args, **kwargs).replace("backend: qemu", "backend: libvirt")
+
+    def settled(self, vm):
+        """libvirtd goes on by itself, up to where it would have been told to let the guest run."""
+        until(lambda: "None" in self.libvirtd.virsh("domjobinfo", vm.name, check=False).stdout
+              or "not running" in self.libvirtd.virsh("domjobinfo", vm.name, check=False).stderr,
+              "libvirtd is at rest")
+        state = self.STATES[self.libvirtd.virsh("domstate", vm.name).stdout.strip()]
+        until(lambda: vm.state == state, f"it is {state}")
+        if state == "paused":
+            vm.do("resume")
+        return vm.state
 
     def crash(self, vm):
         os.kill(self.libvirtd.vmm(vm.name), signal.SIGKILL)
