@@ -510,11 +510,12 @@ bool spec_check_top(Reader *r, void *object, const YamlNode *map, GError **err)
 	if (!map->open && spec->vnc && spec_display(spec) == DISPLAY_NONE)
 		return fail(r, yaml_find(map, "vnc", NULL), err,
 			    "vnc shows a display, and there is none: add 'display: vga'");
-	if (!map->open && spec->max_cpus && spec->max_cpus < spec->cpus)
+	/* What runs may differ from the document in one of them. */
+	if (!map->open && !r->stored && spec->max_cpus && spec->max_cpus < spec->cpus)
 		return fail(r, yaml_find(map, "max_cpus", NULL), err,
 			    "max_cpus is below cpus: make it at least %u, or leave it out",
 			    spec->cpus);
-	if (!map->open && spec->max_memory && spec->max_memory < spec->memory)
+	if (!map->open && !r->stored && spec->max_memory && spec->max_memory < spec->memory)
 		return fail(r, yaml_find(map, "max_memory", NULL), err,
 			    "max_memory is below memory: make it at least %" G_GUINT64_FORMAT
 			    "MiB, or leave it out",
