@@ -75,6 +75,8 @@ static void write_value(GString *out, const Field *f, const void *slot)
 		return;
 	case FIELD_COUNT:
 		memcpy(&count, slot, sizeof(count));
+		if (!count && !f->preset) /* not given */
+			return;
 		begin_pair(out, f->name);
 		g_string_append_printf(out, "%u", count);
 		return;
