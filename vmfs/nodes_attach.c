@@ -200,10 +200,10 @@ static void late_link_free(LateLink *l)
 	Vm *vm = l->dir.vm;
 
 	g_ptr_array_remove_fast(vm->late_links, l);
-	if (!vm->late_links->len) {
+	if (!vm->late_links->len)
 		g_clear_pointer(&vm->late_links, g_ptr_array_unref);
+	if (!l->by_user)
 		waitq_wake(&vm->waiters);
-	}
 	g_free(l->name);
 	g_free(l->shown);
 	g_free(l);
@@ -284,7 +284,10 @@ void attach_spec_changed(Vm *vm, const Spec *before)
 
 bool attach_is_late(const Vm *vm)
 {
-	return vm->late_links;
+	for (unsigned i = 0; vm->late_links && i < vm->late_links->len; i++)
+		if (!((const LateLink *)vm->late_links->pdata[i])->by_user)
+			return true;
+	return false;
 }
 
 /* ---- the directories ---- */
