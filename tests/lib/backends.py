@@ -127,6 +127,8 @@ class Qemu:
     def recall(self, vm):
         return self._shell(vm, "echo word:$word:", r"^word:([^$]*):\s+DONE")[1]
 
+    settled = Sim.settled
+
     def crash(self, vm):
         os.kill(vm.pid, signal.SIGKILL)
 
