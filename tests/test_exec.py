@@ -267,9 +267,10 @@ def test_no_agent(qemu):
     vm.error("ENXIO", "qemu-guest-agent")
 
 
+# As long as nobody is connected, the port is at its end.
 LIAR = """P=; for p in /sys/class/virtio-ports/*; do
-grep -q guest_agent $p/name && P=/dev/${p##*/}; done; exec 3<>$P; while read -r l <&3; do
-case $l in *sync*) id=${l##*:}; printf '\\377{"return": %s}\\n' "${id%%\\}*}" >&3;;
+grep -q guest_agent $p/name && P=/dev/${p##*/}; done; exec 3<>$P; while :; do
+read -r l <&3 || { sleep 0.1; continue; }; case $l in *sync*) id=${l##*:}; printf '\\377{"return": %s}\\n' "${id%%\\}*}" >&3;;
 *guest-exec-status*) echo 'STATUS' >&3;; *guest-exec*) echo 'EXEC' >&3;; esac; done
 """
 
