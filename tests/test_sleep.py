@@ -255,7 +255,7 @@ def test_kill_in_the_middle(up, backend, fs, verb):
         assert e.errno == EALREADY
     writer.finish()
     assert up.state == "stopped"
-    assert not (data(fs) / "sleep").exists()
+    until(lambda: not (data(fs) / "sleep").exists(), "the memory is gone")
     up.do("start")
     up.wait("agent", 60)
     assert backend.recall(up) == ""
