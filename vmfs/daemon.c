@@ -7,9 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -50,28 +48,6 @@ bool daemon_background(GError **err)
 	return true;
 }
 
-/* sd_notify(3): datagrams to the socket that $NOTIFY_SOCKET names; '@' is for an abstract one. */
-static void notify_supervisor(const char *text)
-{
-	const char *path = getenv("NOTIFY_SOCKET");
-	struct sockaddr_un sa = { .sun_family = AF_UNIX };
-	size_t len = path ? strlen(path) : 0;
-	int fd;
-
-	if (!len || len >= sizeof sa.sun_path)
-		return;
-	memcpy(sa.sun_path, path, len);
-	if (path[0] == '@')
-		sa.sun_path[0] = 0;
-	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd < 0)
-		return;
-	if (sendto(fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&sa,
-		   (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len)) < 0)
-		log_warning("cannot notify %s: %s", path, g_strerror(errno));
-	close(fd);
-}
-
 void daemon_leave_terminal(void)
 {
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -85,7 +61,6 @@ void daemon_leave_terminal(void)
 
 void daemon_ready(void)
 {
-	notify_supervisor("READY=1\nSTATUS=serving\n");
 	if (ready_fd < 0)
 		return;
 	daemon_leave_terminal();
@@ -93,20 +68,6 @@ void daemon_ready(void)
 		log_warning("nobody waits for vmfs to be ready");
 	close(ready_fd);
 	ready_fd = -1;
-}
-
-void daemon_reloading(void)
-{
-	g_autofree char *text = g_strdup_printf("RELOADING=1\nMONOTONIC_USEC=%" G_GINT64_FORMAT
-						"\nSTATUS=handing over\n",
-						g_get_monotonic_time());
-
-	notify_supervisor(text);
-}
-
-void daemon_stopping(void)
-{
-	notify_supervisor("STOPPING=1\n");
 }
 
 void daemon_unmount(const char *path)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Being a daemon: going to the background, telling the supervisor, finding the mountpoint free. */
+/* Being a daemon: going to the background, finding the mountpoint free. */
 #pragma once
 
 #include <glib.h>
@@ -10,10 +10,8 @@
  * success, or with failure when the child ends before. Before any thread is started.
  */
 bool daemon_background(GError **err);
-/* Ready to serve: lets the parent go, and tells a supervisor by sd_notify(3)'s protocol. */
+/* Ready to serve: lets the parent go. */
 void daemon_ready(void);
-void daemon_reloading(void);
-void daemon_stopping(void);
 /* There is no terminal to speak to any more. */
 void daemon_leave_terminal(void);
 

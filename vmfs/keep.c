@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -372,6 +373,16 @@ KeepHead *keep_open(int fd)
 	return head;
 }
 
+/* fcntl(2)'s own kind of lock is the process's, not the descriptor's, and ends with it. */
+static struct flock whole_file = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+
+bool keep_is_served(int fd)
+{
+	struct flock lock = whole_file;
+
+	return !fcntl(fd, F_GETLK, &lock) && lock.l_type != F_UNLCK;
+}
+
 bool keep_attach(int fd, GError **err)
 {
 	keep.head = keep_open(fd);
@@ -379,6 +390,12 @@ bool keep_attach(int fd, GError **err)
 		return err_set(err, EPROTO,
 			       "the keeper's memory file is that of another version of vmfs; "
 			       "unmount, and mount again");
+	if (fcntl(fd, F_SETLK, &whole_file))
+		return err_set(err, EBUSY, "another daemon serves this mount");
+	/* After the lock, as a keeper asks for it after it has said who it is: one of us sees the
+	 * other. */
+	if (keep.head->keeper_pid != getppid() && !kill(keep.head->keeper_pid, 0))
+		return err_set(err, EBUSY, "another keeper has this mount");
 	keep.fd = fd;
 	/* The kernel writes requests here, and must find the memory in place. */
 	for (size_t i = 0; i < SLOT_WARM; i += 4096)

@@ -67,7 +67,12 @@ int keep_create(KeepHead **ret);
 
 /* Its head, in another keeper; NULL when it is not one. */
 KeepHead *keep_open(int fd);
-/* Take a memory file over. EPROTO when its format is another. */
+/* Whether a daemon has it attached. */
+bool keep_is_served(int fd);
+/*
+ * Take a memory file over, until this process ends. EPROTO when its format is another; EBUSY when
+ * another daemon has it, or a keeper that is not our parent.
+ */
 bool keep_attach(int fd, GError **err);
 /* From now on nothing is written any more: what is freed at the end is the successor's. */
 void keep_detach(void);

@@ -23,6 +23,7 @@
 #include "vmfs/keep.h"
 #include "vmfs/log.h"
 #include "vmfs/store.h"
+#include "vmfs/supervisor.h"
 #include "vmfs/takeover.h"
 #include "vmfs/upgrade.h"
 
@@ -272,8 +273,10 @@ static void on_message(void)
 	if (k.reloading)
 		tell_asker();
 	/* Of a successor nobody hears. */
-	if (!k.was_ready || k.reloading)
+	if (!k.was_ready || k.reloading) {
+		supervisor_ready();
 		daemon_ready();
+	}
 	k.was_ready = true;
 	k.reloading = false;
 }
@@ -285,7 +288,7 @@ static void stop(void)
 	if (k.phase == STOPPING)
 		return;
 	k.phase = STOPPING;
-	daemon_stopping();
+	supervisor_stopping();
 	if (k.daemon)
 		say(KEEPER_STOP);
 	else
@@ -310,7 +313,7 @@ static void upgrade(void)
 	}
 	k.phase = LEAVING;
 	k.reloading = true;
-	daemon_reloading();
+	supervisor_reloading();
 	say(KEEPER_HAND_OVER);
 }
 
@@ -350,6 +353,10 @@ static void on_signal(void)
 		else
 			upgrade();
 		break;
+	case SIGUSR1:
+		/* To be started again, as after a crash of the keeper. */
+		log_info("the keeper leaves; the daemon serves on");
+		exit(EXIT_SUCCESS);
 	default:
 		log_info("signal %u: unmounting; the VMs go on", si.ssi_signo);
 		stop();
@@ -413,24 +420,14 @@ static char **daemon_argv(char **argv)
 	return (char **)g_ptr_array_free(a, FALSE);
 }
 
-/* From a daemon whose keeper has died. */
-static bool take_over(Options *o)
+static bool keep(const int fds[TAKEOVER_FDS])
 {
-	char *mountpoint = realpath(o->mountpoint, NULL);
-	int fds[TAKEOVER_FDS];
-
-	if (!mountpoint || !takeover_ask(o->runtime_dir, mountpoint, fds)) {
-		free(mountpoint);
-		return false;
-	}
-	g_free(o->mountpoint);
-	o->mountpoint = g_strdup(mountpoint);
-	free(mountpoint);
 	k.fuse = fds[0];
 	k.memory = fds[1];
 	k.locks[0] = fds[2];
 	k.locks[1] = fds[3];
-	k.head = keep_open(k.memory);
+	if (!k.head)
+		k.head = keep_open(k.memory);
 	if (!k.head)
 		return false;
 	k.head->keeper_pid = getpid();
@@ -438,23 +435,58 @@ static bool take_over(Options *o)
 	return true;
 }
 
-static bool prepare(Options *o, GError **err)
+/* From a daemon whose keeper has died. */
+static bool take_over(Options *o, const char *mountpoint)
 {
-	g_autoptr(GError) e = NULL;
-	char *mountpoint;
+	int fds[TAKEOVER_FDS];
 
-	k.path = g_file_read_link("/proc/self/exe", err);
-	k.binary = open("/proc/self/exe", O_PATH | O_CLOEXEC);
-	if (!k.path)
+	if (!takeover_ask(o->runtime_dir, mountpoint, fds) || !keep(fds))
 		return false;
-	/* Its locks tell of a living vmfs before its mount is looked at. */
-	if (!store_lock(o->state_dir, o->runtime_dir, k.locks, &e)) {
-		if (e->code == EBUSY && take_over(o))
-			return true;
-		g_propagate_error(err, g_steal_pointer(&e));
+	g_free(o->mountpoint);
+	o->mountpoint = g_strdup(mountpoint);
+	return true;
+}
+
+static void close_all(const int fds[TAKEOVER_FDS])
+{
+	for (unsigned i = 0; i < TAKEOVER_FDS; i++)
+		close(fds[i]);
+}
+
+/*
+ * With what the supervisor held for us. Nothing here looks at the mountpoint, which nobody may be
+ * serving. False without err: there is nothing to go on with.
+ */
+static bool resume(Options *o, GError **err)
+{
+	int held[TAKEOVER_FDS];
+
+	if (!supervisor_take(held))
+		return false;
+	if (!keep(held) || is_unmounted()) {
+		close_all(held);
+		k.head = NULL;
+		supervisor_forget(true);
 		return false;
 	}
-	mountpoint = daemon_mountpoint(o->mountpoint, err);
+	/* A daemon that has outlived its keeper looks at keeper_pid after it says that it serves.
+	 */
+	if (!keep_is_served(k.memory)) {
+		g_free(o->mountpoint);
+		o->mountpoint = g_strdup(k.head->mountpoint);
+		return true;
+	}
+	if (!take_over(o, k.head->mountpoint))
+		return err_set(err, EBUSY, "the daemon that serves %s does not make room",
+			       k.head->mountpoint);
+	close_all(held);
+	return true;
+}
+
+static bool mount_anew(Options *o, GError **err)
+{
+	char *mountpoint = daemon_mountpoint(o->mountpoint, err);
+
 	if (!mountpoint)
 		return false;
 	g_free(o->mountpoint);
@@ -471,6 +503,32 @@ static bool prepare(Options *o, GError **err)
 	return k.fuse >= 0;
 }
 
+static bool prepare(Options *o, GError **err)
+{
+	g_autoptr(GError) e = NULL;
+
+	k.path = g_file_read_link("/proc/self/exe", err);
+	k.binary = open("/proc/self/exe", O_PATH | O_CLOEXEC);
+	if (!k.path)
+		return false;
+	if (resume(o, &e))
+		return true;
+	/* Its locks tell of a living vmfs before its mount is looked at. */
+	if (!e && !store_lock(o->state_dir, o->runtime_dir, k.locks, &e) && e->code == EBUSY) {
+		char *mountpoint = realpath(o->mountpoint, NULL);
+		const bool taken = mountpoint && take_over(o, mountpoint);
+
+		free(mountpoint);
+		if (taken)
+			return true;
+	}
+	if (e) {
+		g_propagate_error(err, g_steal_pointer(&e));
+		return false;
+	}
+	return mount_anew(o, err);
+}
+
 static void block_signals(void)
 {
 	sigset_t set;
@@ -480,6 +538,7 @@ static void block_signals(void)
 	sigaddset(&set, SIGHUP);
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGUSR1);
 	(void)sigprocmask(SIG_BLOCK, &set, NULL);
 	k.signals = signalfd(-1, &set, SFD_CLOEXEC);
 }
@@ -496,10 +555,12 @@ int keeper_run(Options *options, char **argv)
 	}
 	block_signals();
 	write_pid("keeper.pid", getpid());
+	supervisor_hold((const int[]){ k.fuse, k.memory, k.locks[0], k.locks[1] });
 	k.listener = upgrade_listen(options->runtime_dir);
 	start_or_retry();
 	loop();
 	/* Whoever waits in the mount is freed by this. */
+	supervisor_forget(false);
 	close(k.fuse);
 	daemon_unmount(options->mountpoint);
 	upgrade_answer(&k.asker, EXIT_FAILURE, "vmfs has ended");

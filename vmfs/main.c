@@ -6,6 +6,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,10 +82,15 @@ static void hand_over(void)
 	end(END_HAND_OVER);
 }
 
+static bool is_orphan(void)
+{
+	struct pollfd keeper = { .fd = KEEPER_SOCKET };
+
+	return poll(&keeper, 1, 0) == 1 && keeper.revents & POLLHUP;
+}
+
 static void on_keeper(void *arg, int status, int events)
 {
-	static const int given[TAKEOVER_FDS] = { KEEPER_FUSE, KEEPER_MEMORY, KEEPER_LOCKS,
-						 KEEPER_LOCKS + 1 };
 	char byte = 0;
 
 	(void)arg;
@@ -95,8 +101,7 @@ static void on_keeper(void *arg, int status, int events)
 		return;
 	}
 	log_warning("the keeper is gone; this daemon serves on until vmfs is started again");
-	watch_stop(&app.keeper, true);
-	takeover_offer(app.options.runtime_dir, app.options.mountpoint, given, hand_over);
+	watch_stop(&app.keeper, false);
 }
 
 static void tell_ready(void)
@@ -189,12 +194,16 @@ static bool prepare(GError **err)
 static void run(void)
 {
 	static const int ending[] = { SIGTERM, SIGINT };
+	static const int given[TAKEOVER_FDS] = { KEEPER_FUSE, KEEPER_MEMORY, KEEPER_LOCKS,
+						 KEEPER_LOCKS + 1 };
 
 	for (unsigned i = 0; i < G_N_ELEMENTS(ending); i++) {
 		(void)uv_signal_init(loop_get(), &app.signals[i]);
 		(void)uv_signal_start(&app.signals[i], on_signal, ending[i]);
 	}
 	app.keeper = watch_start(KEEPER_SOCKET, UV_READABLE, on_keeper, NULL);
+	takeover_offer(app.options.runtime_dir, app.options.mountpoint, given, is_orphan,
+		       hand_over);
 	loop_defer(begin, NULL);
 	(void)uv_run(loop_get(), UV_RUN_DEFAULT);
 	/* Requests that wait for the disk are answered by this; ops end half-done, as by a crash.

@@ -19,6 +19,7 @@
 static struct {
 	char *path, *mountpoint;
 	int fds[TAKEOVER_FDS];
+	bool (*is_orphan)(void);
 	void (*taken)(void);
 	int listener, peer;
 	Watch *watch, *peer_watch;
@@ -94,7 +95,8 @@ static void on_connection(void *arg, int status, int events)
 	(void)events;
 	if (fd < 0)
 		return;
-	if (offer.peer_watch || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) ||
+	if (offer.peer_watch || !offer.is_orphan() ||
+	    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) ||
 	    (peer.uid != geteuid() && peer.uid != 0)) {
 		close(fd);
 		return;
@@ -104,7 +106,7 @@ static void on_connection(void *arg, int status, int events)
 }
 
 void takeover_offer(const char *runtime_dir, const char *mountpoint, const int fds[TAKEOVER_FDS],
-		    void (*taken)(void))
+		    bool (*is_orphan)(void), void (*taken)(void))
 {
 	struct sockaddr_un sa;
 	int fd;
@@ -123,6 +125,7 @@ void takeover_offer(const char *runtime_dir, const char *mountpoint, const int f
 	offer.path = g_strdup(sa.sun_path);
 	offer.mountpoint = g_strdup(mountpoint);
 	memcpy(offer.fds, fds, sizeof offer.fds);
+	offer.is_orphan = is_orphan;
 	offer.taken = taken;
 	offer.listener = fd;
 	offer.watch = watch_start(fd, UV_READABLE, on_connection, NULL);

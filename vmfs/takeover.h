@@ -9,10 +9,12 @@
 
 #define TAKEOVER_FDS 4 /* the mount, the memory file, the two locks */
 
-/* In the daemon: wait for somebody to take these (borrowed). taken() is called when they are gone.
+/*
+ * In the daemon, from its start: wait for somebody to take these (borrowed) once is_orphan(), which
+ * is asked again for each who comes. taken() is called when they are gone.
  */
 void takeover_offer(const char *runtime_dir, const char *mountpoint, const int fds[TAKEOVER_FDS],
-		    void (*taken)(void));
+		    bool (*is_orphan)(void), void (*taken)(void));
 /*
  * In a new keeper: take them, and wait until the daemon that had them has ended. False: nobody
  * offers them for this mountpoint.

@@ -393,7 +393,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	static const RegistryConfig config = { 1, 1000 };
 	g_autofree char *state = NULL, *runtime = NULL;
 	Backend *sim = backend_find("sim");
-	int fds[2], locks[2], room = 4 << 20;
+	int fds[2], locks[2], memory, room = 4 << 20;
 	KeepHead *head;
 
 	(void)argc;
@@ -412,7 +412,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	state = g_build_filename(f.dir, "s", NULL);
 	runtime = g_build_filename(f.dir, "r", NULL);
 	vm_config.runtime_dir = g_strdup(runtime);
-	if (!keep_attach(keep_create(&head), NULL) || !store_lock(state, runtime, locks, NULL) ||
+	memory = keep_create(&head);
+	head->keeper_pid = getppid();
+	if (!keep_attach(memory, NULL) || !store_lock(state, runtime, locks, NULL) ||
 	    !store_open(state, runtime, NULL))
 		abort();
 	document_set_mountpoint("/nowhere");

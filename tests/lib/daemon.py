@@ -4,12 +4,11 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 
+from lib.supervisor import Supervisor
 from lib.util import PATIENCE, alive, deadline, get, mounts, processes, until
 from lib.vm import Follower, Vm
 
@@ -30,7 +29,7 @@ class Vmfs:
         self.reports.mkdir()
         self.reports.chmod(0o1777)
         self.proc, self.args, self.env = None, (), {}  # the keeper
-        self.notify = None  # the socket on which it tells its supervisor
+        self.supervisor = Supervisor(base / "notify")
         self.followers, self.problems = [], []
 
     # The daemon
@@ -49,32 +48,18 @@ class Vmfs:
 
     def launch(self, *args):
         """Start it as a supervisor would, and do not wait."""
-        address = self.base / "notify"
-        address.unlink(missing_ok=True)
-        if self.notify:
-            self.notify.close()
-        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.notify.bind(str(address))
         self.args = args
         with open(self.log, "ab") as log:
-            self.proc = subprocess.Popen(self.command(*args), stdin=subprocess.DEVNULL, stdout=log,
-                                         stderr=log, env=self.environ(NOTIFY_SOCKET=str(address)))
+            self.proc = self.supervisor.popen(self.command(*args), self.environ(),
+                                              stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def start(self, *args):
         """Start it and wait until it says READY=1."""
         self.launch(*args)
-        gone = os.pidfd_open(self.proc.pid)
-        end = time.monotonic() + PATIENCE
-        try:
-            while True:
-                left = max(end - time.monotonic(), 0)
-                can, _, _ = select.select([self.notify, gone], [], [], left)
-                assert can, f"not ready within {PATIENCE} s: {self.log_text}"
-                assert self.notify in can, f"the daemon did not start: {self.log_text}"
-                if b"READY=1" in self.notify.recv(4096).split(b"\n"):
-                    return self
-        finally:
-            os.close(gone)
+        ready = self.supervisor.ready.is_set
+        until(lambda: ready() or self.proc.poll() is not None, "vmfs is ready")
+        assert ready(), f"the daemon did not start: {self.log_text}"
+        return self
 
     def end(self, sig):
         """Send a signal and wait; the exit status."""
@@ -200,8 +185,7 @@ class Vmfs:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
             self.problems.append(f"left over: process {pid}: {' '.join(words)}")
             os.kill(pid, signal.SIGKILL)
-        if self.notify:
-            self.notify.close()
+        self.supervisor.close()
         self.problems += [f"daemon's log: {m[0]}" for m in COMPLAINT.finditer(self.log_text)]
         return self.problems
 
