@@ -237,7 +237,7 @@ def check_nothing_is_left(fs):
         "boot", "format", "hosts", "lock", "next", "root", "vms"}
     assert not list((fs.state / "vms").iterdir())
     assert {p.name for p in fs.run.iterdir()} == {"lock", "keeper", "keeper.pid",
-                                                   "daemon.pid"}
+                                                   "daemon.pid", "takeover"}
 
 
 def run_loads(fs, loads, kills, what, longest=0.25):

@@ -206,6 +206,7 @@ static void run(void)
 		       hand_over);
 	loop_defer(begin, NULL);
 	(void)uv_run(loop_get(), UV_RUN_DEFAULT);
+	takeover_withdraw();
 	/* Requests that wait for the disk are answered by this; ops end half-done, as by a crash.
 	 */
 	store_close();

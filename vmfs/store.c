@@ -28,12 +28,13 @@
 #include "vmfs/loop.h"
 
 #define FORMAT	     "1\n"
+#define TMP	     ".tmp"
 #define MAX_DEPTH    64 /* of directories to be removed that are open at once */
 #define MAX_TURNS    10000
 #define SERIAL_BATCH 256 /* serials reserved at once, so that making a VM writes no counter */
 #define SYNC_MS	     500 /* after which a new VM is on the disk at the latest */
 
-typedef enum JobKind { PUT, REMOVE, MAKE_VM, REMOVE_VM, CHOWN_VM, BARRIER, QUIT } JobKind;
+typedef enum JobKind { PUT, REMOVE, MAKE_VM, REMOVE_VM, CHOWN_VM, TIDY, BARRIER, QUIT } JobKind;
 
 typedef struct Job {
 	JobKind kind;
@@ -136,7 +137,7 @@ static bool exchange(int dir_fd, const char *tmp, const char *path, bool *was_th
 /* Either all of it happens, or nothing that a restarted daemon could tell. */
 static int put_file(int dir_fd, const char *path, GBytes *data, bool durable)
 {
-	g_autofree char *tmp = g_strconcat(path, ".tmp", NULL);
+	g_autofree char *tmp = g_strconcat(path, TMP, NULL);
 	int err = write_file(dir_fd, tmp, data, durable);
 	bool was_there = false;
 
@@ -318,6 +319,39 @@ static int chown_data(const Job *j)
 	return err;
 }
 
+/* Remove what a write that was cut off has left beside its file. */
+static void tidy_dir(const char *path)
+{
+	int fd = open_dir(store.fd, path);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *e;
+
+	while (d && (e = readdir(d)))
+		if (g_str_has_suffix(e->d_name, TMP))
+			(void)unlinkat(dirfd(d), e->d_name, 0);
+	if (d)
+		closedir(d);
+}
+
+/* The first job, so that nothing is being written. */
+static int tidy(void)
+{
+	int fd = open_dir(store.fd, "vms");
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *e;
+
+	tidy_dir(".");
+	while (d && (e = readdir(d))) {
+		g_autofree char *path = g_strconcat("vms/", e->d_name, NULL);
+
+		if (e->d_name[0] != '.')
+			tidy_dir(path);
+	}
+	if (d)
+		closedir(d);
+	return 0;
+}
+
 static int do_job(Job *j)
 {
 	switch (j->kind) {
@@ -332,6 +366,8 @@ static int do_job(Job *j)
 		return remove_vm(j->path);
 	case CHOWN_VM:
 		return chown_data(j);
+	case TIDY:
+		return tidy();
 	case BARRIER:
 	case QUIT:
 		return 0;
@@ -697,6 +733,7 @@ bool store_open(const char *state_dir, const char *runtime_dir, GError **err)
 	store.unsynced = g_ptr_array_new_with_free_func(g_free);
 	(void)uv_async_init(loop_get(), &store.async, on_async);
 	store.thread = g_thread_new("store", store_thread, NULL);
+	queue_job(TIDY, NULL, NULL, false, 0, 0, NULL, NULL);
 	return true;
 }
 

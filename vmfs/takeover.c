@@ -131,6 +131,12 @@ void takeover_offer(const char *runtime_dir, const char *mountpoint, const int f
 	offer.watch = watch_start(fd, UV_READABLE, on_connection, NULL);
 }
 
+void takeover_withdraw(void)
+{
+	if (offer.path)
+		(void)unlink(offer.path);
+}
+
 /* ---- the keeper ---- */
 
 static bool receive_fds(int fd, int ret_fds[TAKEOVER_FDS])

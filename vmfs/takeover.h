@@ -15,6 +15,8 @@
  */
 void takeover_offer(const char *runtime_dir, const char *mountpoint, const int fds[TAKEOVER_FDS],
 		    bool (*is_orphan)(void), void (*taken)(void));
+/* At the end. */
+void takeover_withdraw(void);
 /*
  * In a new keeper: take them, and wait until the daemon that had them has ended. False: nobody
  * offers them for this mountpoint.
