@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from contextlib import suppress
-from errno import EAGAIN, EDQUOT, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC
+from errno import EAGAIN, EDQUOT, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, errorcode
 from pathlib import Path
 
 import pytest
@@ -427,6 +427,7 @@ def test_no_process(faulty, guest, errno):
     faulty.faults.none()
     machine.do("start")
     machine.do("kill")
+    survived(f"no process to be had ({errorcode[errno]})", injected=1, lost=0)
 
 
 @pytest.mark.parametrize("seconds", [-86400 * 400, 86400 * 400])
@@ -442,6 +443,7 @@ def test_clock_jumps(faulty, seconds):
     faulty.crash()
     assert vm.state == "stopped"
     vm.do("start")
+    survived(f"the clock jumps by {seconds // 86400} days", jumps=1, kills=1, lost=0)
 
 
 # VMMs that misbehave
@@ -608,6 +610,7 @@ def test_damaged_file(fs, name, kind):
         assert damaged.read("error"), "nothing is said of it"
     os.rmdir(damaged.dir)
     assert fs.names() == ["other"]
+    survived(f"a stored file that is damaged: {name}, {kind}", injected=1, lost=0)
 
 
 def test_damaged_run_file(fs, vm):
