@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ pytest.register_assert_rewrite("lib.util", "lib.vm", "lib.daemon", "lib.backends
 from lib.backends import BACKENDS, Libvirt, Qemu, Sim
 from lib import faults
 from lib.daemon import BINARY, ROOT, Vmfs
-from lib.libvirtd import Libvirtd, missing
+from lib.libvirtd import Libvirtd, missing, places
 
 HUNG = 180  # seconds after which a test is a failure whatever it waits for
 HUNG_SLOW = 1200
@@ -41,9 +42,35 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow: run with --all"))
 
 
+def is_worker(config):
+    """Of pytest-xdist: the tests run in several processes, and one that runs none is over them."""
+    return hasattr(config, "workerinput")
+
+
+def pytest_configure(config):
+    if not is_worker(config):
+        config.places = ExitStack()
+        config.places.enter_context(places())
+
+
+def pytest_unconfigure(config):
+    if not is_worker(config):
+        config.places.close()
+
+
+def pytest_sessionfinish(session):
+    if is_worker(session.config):
+        session.config.workeroutput["faults"] = faults.table
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    faults.table += getattr(node, "workeroutput", {}).get("faults", [])
+
+
 def pytest_terminal_summary(terminalreporter):
     """The faults that were survived, with counts."""
-    for what, counts in faults.table:
+    for what, counts in sorted(faults.table, key=lambda row: row[0]):
         terminalreporter.write_line(
             f"{what:45} " + "  ".join(f"{name} {n}" for name, n in counts.items()))
 

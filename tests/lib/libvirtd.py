@@ -49,6 +49,17 @@ def missing():
 
 
 @contextmanager
+def places():
+    """What directories of our own are mounted on: there for all libvirtds that tests start."""
+    made = [path for path in PLACES if not path.is_dir()] if not missing() else []
+    for path in made:
+        path.mkdir()
+    yield
+    for path in made:
+        path.rmdir()
+
+
+@contextmanager
 def frozen(pid):
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -67,9 +78,6 @@ class Libvirtd:
         self.reaper = self.dir / "reaper"
         subprocess.run(["cc", "-D_GNU_SOURCE", "-o", self.reaper, BENCH / "c/reaper.c"],
                        check=True)
-        self.made = [path for path in PLACES if not path.is_dir()]
-        for path in self.made:
-            path.mkdir()
         if address:
             (self.dir / "qemu.conf").write_text(f'migration_host = "{address}"\n')
             (self.dir / "libvirtd.conf").write_text(f'host_uuid = "{uuids.uuid4()}"\n')
@@ -154,8 +162,6 @@ class Libvirtd:
 
     def close(self):
         self.stop()
-        for path in self.made:
-            path.rmdir()
         shutil.rmtree(self.dir, ignore_errors=True)
 
 
