@@ -329,6 +329,43 @@ def test_daemon_dies_in_the_middle(up, disk):
     assert links(up) == {} and up.read("pending") == ""
 
 
+def test_ln_over_a_crash(up, disk):
+    """Whoever takes over answers it, and it is attached once."""
+    up.sim("hang apply")
+    events = up.events()
+    ln = up.fs.spawn("ln", "-s", disk(), up / "disks/data")
+    until(lambda: up.status.get("operation") == "apply", "it is being attached")
+    up.fs.crash()
+    assert ln.finish() == 0
+    assert list(links(up)) == ["data"] and up.read("pending") == ""
+    assert up.spec.count("data:") == 1 and up.state == "running"
+    up.do("kill")
+    events.expect(" state stopped$")
+    assert not events.has(" crashed$")
+
+
+def test_rm_over_a_crash(up, disk):
+    os.symlink(disk(), up / "disks/data")
+    up.sim("hang apply")
+    rm = up.fs.spawn("rm", up / "disks/data")
+    until(lambda: up.status.get("operation") == "apply", "it is being detached")
+    up.fs.crash()
+    assert rm.finish() == 0
+    assert links(up) == {} and up.read("pending") == "" and "data" not in up.spec
+
+
+def test_edit_over_a_crash(up, disk):
+    """What an edit attaches goes on as well, whoever waits for it or does not."""
+    up.sim("hang apply")
+    text = up.spec + f"disks:\n  data: {{file: {disk()}}}\n"
+    editor = up.fs.spawn("bash", "-c", f"cat > {up / 'spec.yaml'} <<'END'\n{text}END")
+    until(lambda: up.status.get("operation") == "apply", "it is being attached")
+    up.fs.crash()
+    assert editor.finish() == 0
+    until(lambda: up.read("pending") == "", "it is attached")
+    assert up.spec == text and list(links(up)) == ["data"]
+
+
 def test_ctrl_c(up, disk):
     """The waiting ends, the work does not."""
     up.sim("slow apply 1000")

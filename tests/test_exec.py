@@ -234,6 +234,25 @@ def test_survives_the_daemon(guest_vm, fs):
 
 
 @pytest.mark.qemu
+def test_readers_and_writers_over_a_crash(guest_vm, fs):
+    """A pipeline through a command in the guest does not notice ten deaths of the daemon."""
+    with guest_vm.job("cat; exit 5") as job:
+        reader = fs.spawn("bash", "-c", f"cat {job / 'stdout'}; cat {job / 'status'}")
+        wait_blocked(reader.proc.pid)
+        pipe = os.open(job / "stdin", os.O_WRONLY)
+        for n in range(1, 11):
+            os.write(pipe, f"line {n}\n".encode())
+            if n % 2:
+                fs.crash()
+            reader.expect(f"^line {n}$")
+            if n % 2 == 0:
+                fs.crash()
+        os.close(pipe)
+        assert reader.finish() == 0
+        assert reader.text == "".join(f"line {n}\n" for n in range(1, 11)) + "exit 5\n"
+
+
+@pytest.mark.qemu
 def test_leaves_nothing(guest_vm, fs):
     before = fs.stored()
     for _ in range(3):
