@@ -583,10 +583,10 @@ def test_no_slot_is_left(real, disk):
 
 @pytest.mark.qemu
 def test_shares(qemu, scratch):
-    """The guest finds a device a share; live they must wait. (Its kernel, the cloud's, has no 9p.)"""
-    vm = qemu.vm(spec=qemu.spec(extra=f"shares:\n  in: {{path: {scratch}, readonly: true}}\n"))
+    """Of 9p the guest finds a device each; live they must wait. (Its kernel, the cloud's, has no 9p.)"""
     (scratch / "out").mkdir()
-    os.symlink(scratch / "out", vm / "shares/out")
+    vm = qemu.vm(spec=qemu.spec(extra=f"shares:\n  in: {{path: {scratch}, readonly: true}}\n"
+                                      f"  out: {{path: {scratch / 'out'}, type: 9p}}\n"))
     vm.do("start")
     Shell(vm, qemu)("cat /sys/bus/virtio/devices/*/device | grep -c 0x0009", "2")
     (scratch / "later").mkdir()

@@ -374,7 +374,7 @@ static const Node vm_rows[] = {
 	  .doc = "keys of spec.yaml that the running VM does not have yet; empty when they agree" },
 	{ 14, "status", REG(0444), .show = show_status,
 	  .events = EV_STATE | EV_REASON | EV_PID | EV_OPERATION | EV_FACTS | EV_SNAPSHOT | EV_HOST,
-	  .doc = "'key value' lines: state, reason, since, backend, host, pid, operation, progress, destination, exit, restarts, restart, expires, snapshots, ports, clock, identity" },
+	  .doc = "'key value' lines: state, reason, since, backend, host, pid, operation, progress, destination, exit, restarts, restart, expires, snapshots, ports, shares, clock, identity" },
 	{ 15, "error", REG(0444), .exact = true, .show = show_error, .events = EV_ERROR,
 	  .doc = "the last failure: time, verb, errno and a sentence; empty after a success" },
 	{ 18, "ip", REG(0444), .exact = true, .show = show_ip, .events = EV_IP,

@@ -22,6 +22,7 @@ static const char *const firmware_names[] = { "bios", "uefi", NULL };
 static const char *const restart_names[] = { "never", "on-crash", "always", NULL };
 static const char *const display_names[] = { "auto", "none", "vga", "virtio", NULL };
 static const char *const format_names[] = { "raw", "qcow2", NULL };
+static const char *const share_type_names[] = { "auto", "virtiofs", "9p", NULL };
 static const char *const network_names[] = { "user", NULL };
 
 // clang-format off
@@ -88,6 +89,9 @@ static const Section cloud_init_section = { cloud_init_fields };
 static const Field share_fields[] = {
 	{ "path", FIELD_PATH, offsetof(SpecShare, path), .is_dir = true,
 	  .doc = "the host's directory" },
+	{ "type", FIELD_CHOICE, offsetof(SpecShare, type), .choices = share_type_names,
+	  .preset = "auto", .doc = "how the guest mounts it: mount -t virtiofs NAME /mnt, or mount -t 9p "
+	  "-o trans=virtio NAME /mnt; auto: virtiofs of a root's VM where virtiofsd is and not readonly" },
 	{ "readonly", FIELD_BOOL, offsetof(SpecShare, readonly), .preset = "false",
 	  .doc = "the guest cannot write to it" },
 	{ 0 },
@@ -113,6 +117,8 @@ static const Field top_fields[] = {
 	{ "max_memory", FIELD_SIZE, offsetof(Spec, max_memory), .min = 16 * MIB,
 	  .max = SPEC_MAX_MEMORY, .step = MIB, .of_host = true,
 	  .doc = "up to so much, memory can be changed while it runs (by a balloon: the guest boots with this much)" },
+	{ "shared_memory", FIELD_BOOL, offsetof(Spec, shared_memory), .preset = "false",
+	  .doc = "memory that virtiofsd can be given as well, so that shares can come while it runs" },
 	{ "accel", FIELD_CHOICE, offsetof(Spec, accel), .choices = accel_names, .preset = "auto",
 	  .doc = "how the guest's code runs: on the CPU (kvm), translated (tcg), the faster (auto)" },
 	{ "machine", FIELD_CHOICE, offsetof(Spec, machine), .choices = machine_names,
@@ -134,7 +140,7 @@ static const Field top_fields[] = {
 	  .doc = "given ({} will do): the guest finds a NoCloud seed, for its cloud-init" },
 	{ "ssh", FIELD_GROUP, .section = &ssh_section, .doc = "for ssh_config" },
 	{ "shares", FIELD_NAMED, offsetof(Spec, shares), .section = &share_section,
-	  .doc = "host directories by name, which the guest mounts: mount -t 9p -o trans=virtio NAME /mnt" },
+	  .doc = "host directories by name, which the guest mounts; what runs says in status how" },
 	{ "stop_timeout", FIELD_DURATION, offsetof(Spec, stop_timeout_ms), .max = HOUR_MS,
 	  .of_core = true, .preset = "30s",
 	  .doc = "how long a stop waits for the guest before it forces it" },

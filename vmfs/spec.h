@@ -20,6 +20,8 @@ typedef enum SpecAccel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG } SpecAccel;
 typedef enum SpecFirmware { FIRMWARE_BIOS, FIRMWARE_UEFI } SpecFirmware;
 typedef enum SpecMachine { MACHINE_Q35, MACHINE_MICROVM } SpecMachine;
 
+typedef enum SpecShareType { SHARE_AUTO, SHARE_VIRTIOFS, SHARE_9P } SpecShareType;
+
 typedef enum SpecRestart { RESTART_NEVER, RESTART_ON_CRASH, RESTART_ALWAYS } SpecRestart;
 typedef enum SpecDisplay { DISPLAY_AUTO, DISPLAY_NONE, DISPLAY_VGA, DISPLAY_VIRTIO } SpecDisplay;
 
@@ -57,6 +59,7 @@ typedef struct SpecCloudInit {
 typedef struct SpecShare {
 	char *name; /* the guest mounts it by that tag */
 	char *path; /* a directory of the host */
+	SpecShareType type;
 	bool readonly;
 } SpecShare;
 
@@ -70,6 +73,7 @@ typedef struct Spec {
 	uint64_t memory;     /* bytes, a multiple of 1 MiB */
 	unsigned max_cpus;   /* what it can be given while it runs; 0: it stays as it is */
 	uint64_t max_memory; /* likewise */
+	bool shared_memory;  /* as virtiofs needs it: shares can come while it runs */
 	SpecAccel accel;
 	SpecMachine machine;
 	SpecFirmware firmware;

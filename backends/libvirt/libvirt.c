@@ -191,7 +191,7 @@ static bool check(Backend *be, const Spec *spec, GError **err)
 			       "%s: backend 'libvirt' of this version changes neither cpus nor "
 			       "memory of a VM that runs",
 			       spec->max_cpus ? "max_cpus" : "max_memory");
-	if (spec->shares->len)
+	if (spec->shares->len || spec->shared_memory)
 		return err_set(err, EOPNOTSUPP,
 			       "shares: backend 'libvirt' of this version shares no directories");
 	for (unsigned i = 0; i < spec->disks->len; i++) {

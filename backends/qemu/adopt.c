@@ -25,12 +25,14 @@ void qemu_save(const BackendVm *bv, GKeyFile *run)
 	const QemuVm *q = (const QemuVm *)bv;
 
 	g_key_file_set_string(run, GROUP, "boot", host_boot_id());
+	qemu_shares_save(q, run);
 	if (!q->proc)
 		return;
 	g_key_file_set_integer(run, GROUP, "pid", proc_pid(q->proc));
 	g_key_file_set_uint64(run, GROUP, "start_time", q->start_time);
 	if (q->accel)
 		g_key_file_set_string(run, GROUP, "accel", q->accel);
+	g_key_file_set_boolean(run, GROUP, "shares-memory", q->shares_memory);
 	if (q->identity)
 		g_key_file_set_boolean(run, GROUP, "identity-copied", true);
 	if (q->slots) {
@@ -288,6 +290,7 @@ static void resync_ready(QemuVm *q)
 	qmp_execute(q->qmp, "query-kvm", NULL, kvm_answered, q);
 	qmp_execute(q->qmp, "human-monitor-command", args, usernet_answered, q);
 	qemu_report_vnc(q);
+	qemu_report_shares(q);
 	qmp_execute(q->qmp, "query-status", NULL, status_answered, q);
 }
 
@@ -391,6 +394,8 @@ void qemu_adopt(BackendVm *bv, Op *op)
 		q->accel = g_intern_string(accel);
 	g_clear_pointer(&q->slots, g_hash_table_unref);
 	q->slots = qemu_slots_parse(slots, &q->bridges);
+	qemu_shares_adopt(q, run);
+	q->shares_memory = run && g_key_file_get_boolean(run, GROUP, "shares-memory", NULL);
 	qemu_identity_adopt(q, run && g_key_file_get_boolean(run, GROUP, "identity-copied", NULL));
 	qemu_resync(q);
 }

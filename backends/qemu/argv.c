@@ -75,8 +75,9 @@ static void add_machine(const Build *b)
 	const bool uefi = in->spec->firmware == FIRMWARE_UEFI;
 	/* What the machine calls memory of its own: saved memory is found again by that name. */
 	const char *id = in->spec->machine == MACHINE_MICROVM ? "microvm.ram" : "pc.ram";
+	const bool shared = qemu_shares_memory(in);
 	g_autofree char *backend =
-		in->ram ? g_strconcat(",memory-backend=", id, NULL) : g_strdup("");
+		in->ram || shared ? g_strconcat(",memory-backend=", id, NULL) : g_strdup("");
 
 	/*
 	 * microvm keeps its PIT and RTC: under TCG, Linux hangs at boot without the one and is two
@@ -102,6 +103,9 @@ static void add_machine(const Build *b)
 		    "memory-backend-file,id=%s,size=%" G_GUINT64_FORMAT "M,share=%s,mem-path=%s",
 		    id, qemu_ram(in->spec) >> 20, in->making ? "on" : "off", ram);
 	}
+	if (shared)
+		add(b, "-object", "memory-backend-memfd,id=%s,size=%" G_GUINT64_FORMAT "M,share=on",
+		    id, qemu_ram(in->spec) >> 20);
 	if (uefi) {
 		g_autofree char *code = escape(in->uefi_code), *dir = escape(in->data_dir);
 		add(b, "-blockdev", "driver=file,node-name=uefi-code,read-only=on,filename=%s",
@@ -275,8 +279,36 @@ static void add_nic(const Build *b, const SpecNic *n)
 	    n->name, mac, b->in->spec->machine == MACHINE_Q35 ? ",romfile=" : "", at);
 }
 
+bool qemu_is_virtiofs(const QemuArgs *in, const SpecShare *share)
+{
+	/* Memory that is loaded knew none: QEMU cannot save them. */
+	if (in->incoming || share->type == SHARE_9P)
+		return false;
+	return share->type == SHARE_VIRTIOFS || (in->virtiofs && !share->readonly);
+}
+
+bool qemu_shares_memory(const QemuArgs *in)
+{
+	if (in->ram)
+		return false;
+	for (guint i = 0; i < in->spec->shares->len; i++)
+		if (qemu_is_virtiofs(in, in->spec->shares->pdata[i]))
+			return true;
+	return in->spec->shared_memory;
+}
+
+static void add_virtiofs(const Build *b, const SpecShare *share)
+{
+	g_autofree char *run = escape(b->in->run_dir);
+	g_autofree char *id = g_strconcat(QEMU_SHARE_ID, share->name, NULL), *at = place(b, id);
+
+	add(b, "-chardev", "socket,id=%s,path=%s/%s", id, run, id);
+	add(b, "-device", "vhost-user-fs-%s,id=%s,chardev=%s,tag=%s%s", b->bus, id, id, share->name,
+	    at);
+}
+
 /* QEMU serves it itself, with the owner's rights; files that the guest makes are the owner's. */
-static void add_share(const Build *b, const SpecShare *share)
+static void add_9p(const Build *b, const SpecShare *share)
 {
 	g_autofree char *path = escape(share->path);
 
@@ -285,6 +317,14 @@ static void add_share(const Build *b, const SpecShare *share)
 	    share->name, share->readonly ? "on" : "off", path);
 	add(b, "-device", "virtio-9p-%s,id=share-%s,fsdev=share-%s,mount_tag=%s", b->bus,
 	    share->name, share->name, share->name);
+}
+
+static void add_share(const Build *b, const SpecShare *share)
+{
+	if (qemu_is_virtiofs(b->in, share))
+		add_virtiofs(b, share);
+	else
+		add_9p(b, share);
 }
 
 /* ---- slots ---- */
@@ -323,8 +363,11 @@ GHashTable *qemu_slots_new(void)
 	return g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
 }
 
-void qemu_slots_fill(GHashTable *slots, const Spec *s)
+void qemu_slots_fill(const QemuArgs *in)
 {
+	GHashTable *slots = in->slots;
+	const Spec *s = in->spec;
+
 	for (guint i = 0; i < s->disks->len; i++) {
 		const SpecDisk *d = s->disks->pdata[i];
 		g_autofree char *id = g_strconcat(QEMU_DISK_ID, d->name, NULL);
@@ -344,6 +387,13 @@ void qemu_slots_fill(GHashTable *slots, const Spec *s)
 			take_slot(slots, QEMU_NIC_ID, n->name);
 		if (qemu_slot(slots, mac) < 0)
 			take_slot(slots, QEMU_MAC_ID, n->name);
+	}
+	for (guint i = 0; s->machine == MACHINE_Q35 && i < s->shares->len; i++) {
+		const SpecShare *share = s->shares->pdata[i];
+		g_autofree char *id = g_strconcat(QEMU_SHARE_ID, share->name, NULL);
+
+		if (qemu_is_virtiofs(in, share) && qemu_slot(slots, id) < 0)
+			take_slot(slots, QEMU_SHARE_ID, share->name);
 	}
 }
 
@@ -423,8 +473,10 @@ void qemu_device_argv(const QemuArgs *in, const char *key, GPtrArray *argv)
 	/* Not the one to boot: that cannot come later. */
 	if (g_str_has_prefix(key, "disks."))
 		add_disk(&b, object, G_MAXUINT);
-	else
+	else if (g_str_has_prefix(key, "nics."))
 		add_nic(&b, object);
+	else
+		add_share(&b, object);
 }
 
 char *qemu_block_node(const char *prefix, const char *disk)
@@ -467,6 +519,23 @@ static bool check_nic(const SpecNic *n, GError **err)
 				       "IPv4 addresses, not on '%s'",
 				       n->name, p->address);
 	}
+	return true;
+}
+
+static bool check_share(const SpecShare *share, const QemuHost *host, GError **err)
+{
+	if (share->type != SHARE_VIRTIOFS)
+		return true;
+	if (!host->virtiofsd)
+		return err_set(err, EOPNOTSUPP,
+			       "shares.%s.type: virtiofs needs virtiofsd, which is not installed "
+			       "(on Debian: apt install qemu-system-common)",
+			       share->name);
+	if (share->readonly)
+		return err_set(err, EOPNOTSUPP,
+			       "shares.%s.readonly: virtiofsd cannot keep the guest from writing; "
+			       "use type: 9p",
+			       share->name);
 	return true;
 }
 
@@ -524,6 +593,10 @@ bool qemu_check(const QemuHost *host, const Spec *s, GError **err)
 		return false;
 	for (guint i = 0; i < s->nics->len; i++) {
 		if (!check_nic(s->nics->pdata[i], err))
+			return false;
+	}
+	for (guint i = 0; i < s->shares->len; i++) {
+		if (!check_share(s->shares->pdata[i], host, err))
 			return false;
 	}
 	return true;

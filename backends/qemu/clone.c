@@ -449,6 +449,7 @@ static const Step stopped_steps[] = {
 	{ "copy", copy_run, job_cancel, NULL },
 	{ "publish", publish_run, job_cancel, NULL },
 	{ "disks", start_disks_run, start_disks_cancel, NULL },
+	{ "shares", start_shares_run, start_shares_cancel, start_shares_undo },
 	{ "spawn", start_spawn_run, start_spawn_cancel, start_spawn_undo },
 	{ "monitor", start_monitor_run, start_monitor_cancel, start_monitor_undo },
 	{ 0 },

@@ -17,13 +17,48 @@ typedef struct Way {
 	const char *option, *command, *first; /* the key of a value that begins without one */
 	const char *undo, *undo_key;	      /* takes the value of `undo_from` */
 	const char *undo_from;
+	json_t *(*nest)(json_t *flat); /* where the command has them in another shape; takes them */
 } Way;
+
+static json_t *nest_chardev(json_t *flat);
 
 static const Way ways[] = {
 	{ "-blockdev", "blockdev-add", "driver", "blockdev-del", "node-name", "node-name" },
 	{ "-netdev", "netdev_add", "type", "netdev_del", "id", "id" },
-	{ "-device", "device_add", "driver", NULL, NULL, NULL },
+	{ "-chardev", "chardev-add", "type", "chardev-remove", "id", "id", nest_chardev },
+	{ "-device", "device_add", "driver" },
 };
+
+/* What comes and goes, by what the ids of its devices begin with. */
+static const struct Kind {
+	const char *prefix, *section;
+} kinds[] = {
+	{ QEMU_DISK_ID, "disks" },
+	{ QEMU_NIC_ID, "nics" },
+	{ QEMU_SHARE_ID, "shares" },
+};
+
+/* "disks.data" of "disk-data"; NULL: not one of these. Owned by the caller. */
+static char *key_of(const char *id)
+{
+	for (size_t i = 0; i < G_N_ELEMENTS(kinds); i++)
+		if (g_str_has_prefix(id, kinds[i].prefix))
+			return g_strdup_printf("%s.%s", kinds[i].section,
+					       id + strlen(kinds[i].prefix));
+	return NULL;
+}
+
+/* And back; NULL likewise. */
+static char *id_of(const char *key)
+{
+	const char *dot = strchr(key, '.');
+	const size_t len = dot ? (size_t)(dot - key) : 0;
+
+	for (size_t i = 0; len && i < G_N_ELEMENTS(kinds); i++)
+		if (strlen(kinds[i].section) == len && !strncmp(kinds[i].section, key, len))
+			return g_strconcat(kinds[i].prefix, dot + 1, NULL);
+	return NULL;
+}
 
 typedef struct Command {
 	const char *name;
@@ -32,7 +67,7 @@ typedef struct Command {
 	json_t *undo_args;
 } Command;
 
-/* In the pool: the groups of the owner, with whose rights a disk is looked at, or made. */
+/* In the pool: the groups of the owner, with whose rights files are used and programs run. */
 typedef struct Lookup {
 	QemuVm *q; /* NULL: nobody waits any more */
 	uid_t uid;
@@ -68,6 +103,7 @@ void qemu_plug_free(QemuVm *q)
 	if (p->lookup)
 		p->lookup->q = NULL;
 	qemu_disks_cancel(q);
+	qemu_shares_cancel(q);
 	g_ptr_array_unref(p->commands);
 	g_clear_error(&p->error);
 	spec_unref(p->want);
@@ -135,6 +171,18 @@ static json_t *one_arg(const char *key, const char *value)
 	return args;
 }
 
+/* Of a socket at a path, the only kind that is plugged in. */
+static json_t *nest_chardev(json_t *flat)
+{
+	json_t *args = json_pack("{s:O, s:{s:O, s:{s:{s:s, s:{s:O}}, s:b}}}", "id",
+				 json_object_get(flat, "id"), "backend", "type",
+				 json_object_get(flat, "type"), "data", "addr", "type", "unix",
+				 "data", "path", json_object_get(flat, "path"), "server", 0);
+
+	json_decref(flat);
+	return args;
+}
+
 static void add_command(Plug *p, const char *option, const char *value)
 {
 	for (size_t i = 0; i < G_N_ELEMENTS(ways); i++) {
@@ -151,6 +199,8 @@ static void add_command(Plug *p, const char *option, const char *value)
 			c->undo_args =
 				one_arg(w->undo_key,
 					json_string_value(json_object_get(c->args, w->undo_from)));
+		if (w->nest)
+			c->args = w->nest(c->args);
 		g_ptr_array_add(p->commands, c);
 	}
 }
@@ -170,6 +220,8 @@ static QmpSlot *remove_back_end(QemuVm *q, const char *id, QmpFn fn)
 
 		return qmp_execute(q->qmp, "netdev_del", one_arg("id", net), fn, q);
 	}
+	if (g_str_has_prefix(id, QEMU_SHARE_ID))
+		return qmp_execute(q->qmp, "chardev-remove", one_arg("id", id), fn, q);
 	g_autofree char *node = qemu_block_node("disk-", name);
 	g_autofree char *file = qemu_block_node("file-", name);
 
@@ -191,6 +243,16 @@ static void forget_slots(QemuVm *q, const char *id)
 /* ---- plug ---- */
 
 static void plug_next(QemuVm *q);
+
+static void not_plugged(QemuVm *q, GError *take)
+{
+	const char *id = q->plug->id;
+
+	if (g_str_has_prefix(id, QEMU_SHARE_ID))
+		qemu_share_removed(q, id + strlen(QEMU_SHARE_ID));
+	forget_slots(q, id);
+	qemu_end_op(q, take);
+}
 
 static void plug_answered(void *arg, const json_t *result, const GError *err)
 {
@@ -225,6 +287,8 @@ static void plugged(QemuVm *q)
 	const Plug *p = q->plug;
 	const SpecNic *n = g_str_has_prefix(p->key, "nics.") ? spec_named(p->want, p->key) : NULL;
 
+	if (g_str_has_prefix(p->id, QEMU_SHARE_ID))
+		qemu_share_added(q, p->id + strlen(QEMU_SHARE_ID));
 	if (n && n->ports->len)
 		q->op_slot =
 			qmp_execute(q->qmp, "human-monitor-command",
@@ -248,8 +312,7 @@ static void plug_next(QemuVm *q)
 		return;
 	}
 	if (p->error) {
-		forget_slots(q, p->id);
-		qemu_end_op(q, g_steal_pointer(&p->error));
+		not_plugged(q, g_steal_pointer(&p->error));
 	} else if (p->next == p->commands->len) {
 		plugged(q);
 	} else {
@@ -259,24 +322,28 @@ static void plug_next(QemuVm *q)
 	}
 }
 
+static void plug_args(QemuVm *q, QemuArgs *args)
+{
+	qemu_fill_args(q, q->accel, q->slots, args);
+	args->spec = q->plug->want;
+}
+
 static void plug(QemuVm *q)
 {
 	Plug *p = q->plug;
 	g_autoptr(GPtrArray) argv = g_ptr_array_new_with_free_func(g_free);
 	QemuArgs args;
 
-	qemu_slots_fill(q->slots, p->want);
+	plug_args(q, &args);
+	qemu_slots_fill(&args);
 	if (qemu_bridges(q->slots) > q->bridges) {
-		forget_slots(q, p->id);
-		qemu_end_op(q, err_new(ENOSPC,
+		not_plugged(q, err_new(ENOSPC,
 				       "%s: all %u slots that it was started with are taken; it "
 				       "will be there after the next start",
 				       p->key, q->bridges * QEMU_BRIDGE_SLOTS));
 		return;
 	}
 	backend_changed(&q->base);
-	qemu_fill_args(q, q->accel, q->slots, &args);
-	args.spec = p->want;
 	qemu_device_argv(&args, p->key, argv);
 	for (guint i = 0; i + 1 < argv->len; i += 2)
 		add_command(p, argv->pdata[i], argv->pdata[i + 1]);
@@ -285,7 +352,7 @@ static void plug(QemuVm *q)
 	plug_next(q);
 }
 
-static void disk_made(void *arg, const GError *err)
+static void back_end_made(void *arg, const GError *err)
 {
 	QemuVm *q = arg;
 
@@ -317,10 +384,18 @@ static void looked_up(void *job)
 	proc_user_clear(&q->user);
 	q->user = l->user;
 	g_free(l);
-	qemu_disks_prepare(q, p->want, strchr(p->key, '.') + 1, disk_made, q);
+	if (g_str_has_prefix(p->id, QEMU_DISK_ID)) {
+		qemu_disks_prepare(q, p->want, p->id + strlen(QEMU_DISK_ID), back_end_made, q);
+	} else {
+		QemuArgs args;
+
+		plug_args(q, &args);
+		qemu_shares_start(q, &args, p->id + strlen(QEMU_SHARE_ID), back_end_made, q);
+	}
 }
 
-static void make_disk(QemuVm *q)
+/* Files and processes of the owner's. */
+static void make_back_end(QemuVm *q)
 {
 	Lookup *l = g_new0(Lookup, 1);
 
@@ -367,21 +442,14 @@ static void unplug(QemuVm *q)
 /* It went without our having waited for it: what runs is no longer what we thought. */
 static void lost_device(QemuVm *q, const char *id)
 {
-	static const char nothing[] = "disks: {}\nnics: {}\n";
-	const bool nic = g_str_has_prefix(id, QEMU_NIC_ID);
-	g_autofree char *key =
-		g_strdup_printf("%s.%s", nic ? "nics" : "disks", strchr(id, '-') + 1);
+	static const char nothing[] = "nics: {}\n";
+	g_autofree char *key = key_of(id);
 	g_autoptr(Spec) none = spec_parse(nothing, strlen(nothing), NULL);
 	g_autoptr(Spec) left =
 		spec_named(q->base.spec, key) ? spec_merge(q->base.spec, none, key) : NULL;
 
 	if (left)
 		backend_spec(&q->base, left);
-}
-
-static bool is_ours(const char *id)
-{
-	return g_str_has_prefix(id, QEMU_DISK_ID) || g_str_has_prefix(id, QEMU_NIC_ID);
 }
 
 static void unplugged(void *arg, const json_t *result, const GError *err)
@@ -399,7 +467,9 @@ void qemu_device_deleted(QemuVm *q, const char *id)
 	const Plug *p = q->plug;
 	const bool awaited = p && p->asked && !strcmp(p->id, id);
 
-	if (!is_ours(id) || !q->slots)
+	g_autofree char *key = key_of(id);
+
+	if (!key || !q->slots)
 		return;
 	if (awaited) {
 		/* The event may come before the answer, which does not matter any more. */
@@ -407,6 +477,8 @@ void qemu_device_deleted(QemuVm *q, const char *id)
 		timer_stop(&q->op_timer);
 	}
 	forget_slots(q, id);
+	if (g_str_has_prefix(id, QEMU_SHARE_ID))
+		qemu_share_removed(q, id + strlen(QEMU_SHARE_ID));
 	if (q->leaving)
 		g_hash_table_remove(q->leaving, id);
 	/* Only then is the file free for whoever wants it next. */
@@ -429,11 +501,17 @@ static void send_away(QemuVm *q, const char *id)
 
 /* ---- the op ---- */
 
-static char *device_id(const char *key)
+/* One that virtiofsd serves: it has a slot, where those of 9p come with the machine. */
+static bool can_plug_share(const QemuVm *q, const Spec *want, const char *key)
 {
-	const char *name = strchr(key, '.') + 1;
+	const SpecShare *share = spec_named(want, key);
+	g_autofree char *id = id_of(key);
+	QemuArgs args;
 
-	return g_strconcat(g_str_has_prefix(key, "nics.") ? QEMU_NIC_ID : QEMU_DISK_ID, name, NULL);
+	if (!share)
+		return q->slots && qemu_slot(q->slots, id) >= 0;
+	qemu_fill_args((QemuVm *)q, q->accel, q->slots, &args);
+	return q->shares_memory && qemu_is_virtiofs(&args, share);
 }
 
 bool qemu_plug_can_apply(const BackendVm *bv, const Spec *want, const char *key)
@@ -443,6 +521,8 @@ bool qemu_plug_can_apply(const BackendVm *bv, const Spec *want, const char *key)
 
 	if (bv->spec->machine != MACHINE_Q35 || there == wanted)
 		return false;
+	if (g_str_has_prefix(key, "shares."))
+		return can_plug_share((const QemuVm *)bv, want, key);
 	return g_str_has_prefix(key, "disks.") || g_str_has_prefix(key, "nics.");
 }
 
@@ -455,7 +535,7 @@ void qemu_plug_apply(QemuVm *q, Op *op)
 	qemu_plug_free(q);
 	q->plug = p;
 	p->key = g_strdup(change->key);
-	p->id = device_id(change->key);
+	p->id = id_of(change->key);
 	p->want = spec_ref(change->want);
 	p->commands = g_ptr_array_new_with_free_func(command_free);
 	if (!qemu_need_monitor(q))
@@ -472,10 +552,10 @@ void qemu_plug_apply(QemuVm *q, Op *op)
 				       p->key));
 		return;
 	}
-	if (g_str_has_prefix(p->key, "disks."))
-		make_disk(q);
-	else
+	if (g_str_has_prefix(p->id, QEMU_NIC_ID))
 		plug(q);
+	else
+		make_back_end(q);
 }
 
 /* ---- after a time without us ---- */
@@ -498,18 +578,16 @@ static bool is_listed(const json_t *peripherals, const char *id)
 /* Gone while nobody listened, or plugged in by one who died before taking note of it. */
 void qemu_reconcile(QemuVm *q, const json_t *peripherals)
 {
-	static const char *const sections[] = { "disks", "nics" };
+	g_autoptr(Spec) spec = spec_ref(q->base.spec);
+	const GPtrArray *const sections[] = { spec->disks, spec->nics, spec->shares };
 	const json_t *item;
 	size_t i;
 
-	for (size_t n = 0; n < G_N_ELEMENTS(sections); n++) {
-		g_autoptr(Spec) spec = spec_ref(q->base.spec);
-		const GPtrArray *objects = n ? spec->nics : spec->disks;
-
-		for (guint k = 0; k < objects->len; k++) {
-			const char *name = *(char **)objects->pdata[k];
-			g_autofree char *key = g_strdup_printf("%s.%s", sections[n], name);
-			g_autofree char *id = device_id(key);
+	G_STATIC_ASSERT(G_N_ELEMENTS(sections) == G_N_ELEMENTS(kinds));
+	for (size_t n = 0; n < G_N_ELEMENTS(kinds); n++) {
+		for (guint k = 0; k < sections[n]->len; k++) {
+			const char *name = *(char **)sections[n]->pdata[k];
+			g_autofree char *id = g_strconcat(kinds[n].prefix, name, NULL);
 
 			if (!is_listed(peripherals, id))
 				qemu_device_deleted(q, id);
@@ -518,13 +596,7 @@ void qemu_reconcile(QemuVm *q, const json_t *peripherals)
 	json_array_foreach(peripherals, i, item)
 	{
 		const char *id = json_string_value(json_object_get(item, "name"));
-		g_autofree char *key =
-			id && is_ours(id)
-				? g_strdup_printf("%s.%s",
-						  g_str_has_prefix(id, QEMU_NIC_ID) ? "nics"
-										    : "disks",
-						  strchr(id, '-') + 1)
-				: NULL;
+		g_autofree char *key = id ? key_of(id) : NULL;
 
 		if (key && !spec_named(q->base.spec, key))
 			send_away(q, id);

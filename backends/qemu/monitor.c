@@ -118,6 +118,8 @@ void qemu_forget(QemuVm *q)
 {
 	qemu_disconnect(q);
 	timer_stop(&q->exit_timer);
+	qemu_shares_forget(q, !q->proc || q->exited);
+	q->shares_memory = false;
 	proc_free(g_steal_pointer(&q->proc));
 	proc_user_clear(&q->user);
 	q->start_time = 0;

@@ -190,6 +190,14 @@ static void find_uefi(void)
 	}
 }
 
+/* It is no program of users: it is not in PATH. */
+static char *find_virtiofsd(void)
+{
+	static const char path[] = "/usr/lib/qemu/virtiofsd";
+
+	return access(path, X_OK) ? NULL : g_strdup(path);
+}
+
 static void finish(Backend *be)
 {
 	GString *s = be->status;
@@ -204,6 +212,10 @@ static void finish(Backend *be)
 			       host.uefi_code ? host.uefi_code
 					      : "no OVMF; on Debian: apt install "
 						"ovmf");
+	g_string_append_printf(s, "virtiofsd %s\n",
+			       host.virtiofsd ? host.virtiofsd
+					      : "no virtiofsd; on Debian: apt install "
+						"qemu-system-common");
 	backend_probed(be, true, NULL);
 }
 
@@ -248,6 +260,7 @@ void qemu_probe(Backend *be)
 
 	host.binary = g_find_program_in_path("qemu-system-x86_64");
 	host.img = g_find_program_in_path("qemu-img");
+	host.virtiofsd = find_virtiofsd();
 	find_uefi();
 	if (!host.binary) {
 		backend_probed(be, false,

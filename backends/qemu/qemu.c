@@ -255,6 +255,7 @@ void qemu_fill_args(QemuVm *q, const char *accel, GHashTable *slots, QemuArgs *a
 		.accel = accel,
 		.slots = slots,
 		.uefi_code = host->uefi_code ? host->uefi_code : "",
+		.virtiofs = host->virtiofsd && vm_uid(vm) == 0,
 	};
 }
 
@@ -265,8 +266,8 @@ static bool cmdline(BackendVm *bv, GPtrArray *argv, GError **err)
 
 	if (!qemu_check(qemu_host(), bv->spec, err))
 		return false;
-	qemu_slots_fill(slots, bv->spec);
 	qemu_fill_args(qemu_of(bv), qemu_accel(bv->spec), slots, &args);
+	qemu_slots_fill(&args);
 	qemu_argv(&args, argv);
 	return true;
 }
@@ -281,6 +282,7 @@ static void fini(BackendVm *bv)
 	savedir_cancel(&q->dropping);
 	qemu_disks_forget(q);
 	clear_op(q);
+	qemu_shares_forget(q, false);
 	qemu_forget(q);
 }
 

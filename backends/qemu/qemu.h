@@ -31,6 +31,7 @@
 #define QEMU_NET_PREFIX "net-"	 /* of a nic's netdev */
 #define QEMU_DISK_ID	"disk-"	 /* before the name: the device's id */
 #define QEMU_NIC_ID	"nic-"
+#define QEMU_SHARE_ID	"share-" /* also of its socket in the run directory */
 #define QEMU_SEED_ID	"cidata"
 #define QEMU_MAC_ID	"mac-" /* in the slots: the number of a nic, for its address */
 
@@ -43,7 +44,7 @@ extern const BackendClass qemu_class;
 
 /* What the probe found; constant afterwards. */
 typedef struct QemuHost {
-	char *binary, *img; /* paths, or NULL */
+	char *binary, *img, *virtiofsd; /* paths, or NULL */
 	bool kvm;
 	char *kvm_why;			   /* why not */
 	const char *uefi_code, *uefi_vars; /* NULL: no OVMF */
@@ -64,6 +65,7 @@ typedef struct QemuArgs {
 	bool incoming;	     /* wait for memory to be loaded */
 	const char *ram;     /* a file to map memory from; NULL: it is anonymous */
 	bool making;	     /* what is loaded goes to `ram`, and nothing else is to be touched */
+	bool virtiofs;	     /* for shares that leave it open */
 	/* Where devices are: what the guest has seen once must stay, in a snapshot as well. */
 	GHashTable *slots; /* char *id to int */
 	unsigned bridges;  /* at least so many */
@@ -76,6 +78,10 @@ static inline uint64_t qemu_ram(const Spec *s)
 	return MAX(s->memory, s->max_memory);
 }
 bool qemu_check(const QemuHost *host, const Spec *spec, GError **err);
+/* Served by virtiofsd, not by QEMU itself. */
+bool qemu_is_virtiofs(const QemuArgs *in, const SpecShare *share);
+/* The memory is one that virtiofsd can be given as well. */
+bool qemu_shares_memory(const QemuArgs *in);
 char *qemu_mac(unsigned id, unsigned index);
 /* The options of the device that "disks.data" names, as qemu_argv() has them. */
 void qemu_device_argv(const QemuArgs *in, const char *key, GPtrArray *argv);
@@ -83,8 +89,8 @@ void qemu_device_argv(const QemuArgs *in, const char *key, GPtrArray *argv);
 char *qemu_block_node(const char *prefix, const char *disk);
 
 GHashTable *qemu_slots_new(void);
-/* Give places to the devices of the spec that have none. */
-void qemu_slots_fill(GHashTable *slots, const Spec *s);
+/* Give places to the devices that have none, in in->slots. */
+void qemu_slots_fill(const QemuArgs *in);
 int qemu_slot(GHashTable *slots, const char *id); /* -1: none */
 /* For what is stored, and back: damaged text gives fewer. */
 char *qemu_slots_text(GHashTable *slots, unsigned bridges);
@@ -138,9 +144,12 @@ struct QemuVm {
 	QemuDisks *disks;	  /* being prepared; NULL: none are */
 	GHashTable *slots;	  /* where the devices of what runs are; NULL: as at a start */
 	unsigned bridges;	  /* that it was started with */
-	struct Plug *plug;	  /* of hotplug.c, while something is changed */
-	struct Resize *resize;	  /* of resize.c, likewise */
-	GHashTable *leaving;	  /* set of ids: not ours any more, but still in the guest */
+	GPtrArray *shares;	  /* of share.c: what virtiofsd serves; or NULL */
+	struct QemuShares *starting_shares;
+	bool shares_memory;    /* qemu_shares_memory() of what runs */
+	struct Plug *plug;     /* of hotplug.c, while something is changed */
+	struct Resize *resize; /* of resize.c, likewise */
+	GHashTable *leaving;   /* set of ids: not ours any more, but still in the guest */
 
 	/* The monitor. */
 	Qmp *qmp;
@@ -237,6 +246,10 @@ void qemu_start_abandon(QemuVm *q);
  */
 int qemu_as_owner(const ProcUser *u);
 void qemu_as_daemon(const ProcUser *u, int before);
+/* A log in the data directory, opened as the owner; -1 and errno. */
+int qemu_open_log(QemuVm *q, const char *name, int flags);
+/* A socket that only its user reaches. */
+bool qemu_listen_at(const char *path, int *ret, GError **err);
 
 /* adopt.c */
 void qemu_save(const BackendVm *bv, GKeyFile *run);
@@ -246,7 +259,29 @@ void qemu_resync(QemuVm *q);
 /* Find a process of which only the owner's pid file tells. */
 void qemu_find_process(QemuVm *q);
 
-/* hotplug.c: OP_APPLY of disks.NAME and nics.NAME */
+/*
+ * share.c: start the servers that the shares of a spec need, or with `only` that one. done() is
+ * called once, perhaps at once, unless cancelled first.
+ */
+#define QEMU_VIRTIOFSD_LOG "virtiofsd.log"
+typedef struct QemuShares QemuShares;
+typedef void (*QemuSharesFn)(void *arg, const GError *err);
+void qemu_shares_start(QemuVm *q, const QemuArgs *args, const char *only, QemuSharesFn done,
+		       void *arg);
+void qemu_shares_cancel(QemuVm *q);
+/* The run is over (`end`: for them as well), or the VM goes from memory. */
+void qemu_shares_forget(QemuVm *q, bool end);
+/* Facts for `status`: how the guest is to mount them. */
+void qemu_report_shares(QemuVm *q);
+void qemu_share_added(QemuVm *q, const char *name);
+/* The guest has let go of it. */
+void qemu_share_removed(QemuVm *q, const char *name);
+/* EOPNOTSUPP: what runs has one whose state QEMU cannot save. */
+bool qemu_shares_can_be_saved(const QemuVm *q, GError **err);
+void qemu_shares_save(const QemuVm *q, GKeyFile *run);
+void qemu_shares_adopt(QemuVm *q, GKeyFile *run);
+
+/* hotplug.c: OP_APPLY of disks.NAME, nics.NAME and shares.NAME */
 bool qemu_plug_can_apply(const BackendVm *bv, const Spec *want, const char *key);
 void qemu_plug_apply(QemuVm *q, Op *op);
 /* The guest let go of a device. */

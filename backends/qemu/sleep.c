@@ -289,12 +289,17 @@ void qemu_sleep_abandon(QemuVm *q)
 void qemu_sleep(BackendVm *bv, Op *op)
 {
 	QemuVm *q = qemu_of(bv);
+	GError *err = NULL;
 	Sleep *s;
 
 	if (!q->qmp || q->exited || q->end.reason) {
 		op_fail(op, q->end.reason
 				    ? err_new(ESRCH, "it is about to end")
 				    : err_new(EHOSTDOWN, "QEMU does not answer; 'kill' ends it"));
+		return;
+	}
+	if (!qemu_shares_can_be_saved(q, &err)) {
+		op_fail(op, err);
 		return;
 	}
 	s = g_new0(Sleep, 1);

@@ -24,6 +24,7 @@
 #define MONITOR_TIMEOUT_MS 10000
 #define DYING_MS	   1000 /* that a QEMU whose monitor broke off has for its exit */
 #define LOG_TAIL	   4096
+#define VMM_LOG		   "vmm.log"
 
 struct Lookup {
 	Start *start; /* NULL: cancelled */
@@ -73,7 +74,7 @@ static void close_fds(Start *s)
 	}
 }
 
-static bool listen_at(const char *path, int *ret, GError **err)
+bool qemu_listen_at(const char *path, int *ret, GError **err)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -105,7 +106,7 @@ static bool make_sockets(Start *s, GError **err)
 	const int before = qemu_as_owner(&s->q->user);
 	for (int i = 0; ok && i < QEMU_N_SOCKETS; i++) {
 		g_autofree char *path = g_build_filename(vm_run_dir(vm), socket_names[i], NULL);
-		ok = listen_at(path, &s->fds[i], err);
+		ok = qemu_listen_at(path, &s->fds[i], err);
 	}
 	ok = ok && console_prepare(vm_run_dir(vm), vm_data_dir(vm), err);
 	qemu_as_daemon(&s->q->user, before);
@@ -172,7 +173,7 @@ void start_prepare_undo(Op *op, void *ctx)
 
 /* ---- disks ---- */
 
-static void disks_done(void *arg, const GError *err)
+static void prepared(void *arg, const GError *err)
 {
 	Start *s = arg;
 
@@ -192,7 +193,7 @@ static void key_made(void *arg, const char *public_key, const GError *err)
 			    err->message);
 	g_free(s->q->ssh_key);
 	s->q->ssh_key = g_strdup(public_key);
-	qemu_disks_prepare(s->q, s->q->base.spec, NULL, disks_done, s);
+	qemu_disks_prepare(s->q, s->q->base.spec, NULL, prepared, s);
 }
 
 void start_disks_run(Op *op, void *ctx)
@@ -204,7 +205,7 @@ void start_disks_run(Op *op, void *ctx)
 	if (cloud_init->given && !cloud_init->ssh_keys->len)
 		s->key = ssh_key(qemu_vm(s->q), &s->q->user, key_made, s);
 	else
-		qemu_disks_prepare(s->q, s->q->base.spec, NULL, disks_done, s);
+		qemu_disks_prepare(s->q, s->q->base.spec, NULL, prepared, s);
 }
 
 void start_disks_cancel(Op *op, void *ctx)
@@ -215,16 +216,33 @@ void start_disks_cancel(Op *op, void *ctx)
 	qemu_disks_cancel(s->q);
 }
 
-/* ---- spawn ---- */
+/* ---- shares ---- */
 
-static char *log_path(QemuVm *q)
+void start_shares_run(Op *op, void *ctx)
 {
-	return g_build_filename(vm_data_dir(qemu_vm(q)), "vmm.log", NULL);
+	Start *s = ctx;
+	QemuArgs args;
+
+	qemu_fill_args(s->q, NULL, NULL, &args);
+	qemu_shares_start(s->q, &args, NULL, prepared, s);
 }
 
-static int open_log(QemuVm *q, int flags)
+void start_shares_cancel(Op *op, void *ctx)
 {
-	g_autofree char *path = log_path(q);
+	qemu_shares_cancel(((Start *)ctx)->q);
+}
+
+void start_shares_undo(Op *op, void *ctx)
+{
+	qemu_shares_forget(((Start *)ctx)->q, true);
+	op_next(op);
+}
+
+/* ---- spawn ---- */
+
+int qemu_open_log(QemuVm *q, const char *name, int flags)
+{
+	g_autofree char *path = g_build_filename(vm_data_dir(qemu_vm(q)), name, NULL);
 	struct stat st;
 
 	const int before = qemu_as_owner(&q->user);
@@ -261,21 +279,21 @@ static bool spawn(Start *s, GError **err)
 	QemuVm *q = s->q;
 	g_autoptr(GPtrArray) argv = g_ptr_array_new_with_free_func(g_free);
 	QemuArgs args;
-	const int log = open_log(q, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND);
+	const int log = qemu_open_log(q, VMM_LOG, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND);
 
-	if (log < 0) {
-		g_autofree char *path = log_path(q);
-		return err_set(err, errno, "cannot write %s: %s", path, g_strerror(errno));
-	}
+	if (log < 0)
+		return err_set(err, errno, "cannot write %s/" VMM_LOG ": %s",
+			       vm_data_dir(qemu_vm(q)), g_strerror(errno));
 	q->accel = qemu_accel(q->base.spec);
 	g_clear_pointer(&q->slots, g_hash_table_unref);
 	q->slots = qemu_slots_parse(s->wake ? qemu_wake_slots(s->wake) : NULL, &q->bridges);
-	qemu_slots_fill(q->slots, q->base.spec);
-	q->bridges = MAX(q->bridges, qemu_bridges(q->slots));
 	qemu_fill_args(q, q->accel, q->slots, &args);
-	args.bridges = q->bridges;
 	if (s->wake)
 		qemu_wake_args(s->wake, &args);
+	qemu_slots_fill(&args);
+	q->bridges = MAX(q->bridges, qemu_bridges(q->slots));
+	args.bridges = q->bridges;
+	q->shares_memory = qemu_shares_memory(&args);
 	qemu_argv(&args, argv);
 	g_ptr_array_add(argv, NULL);
 	const ProcSpec spec = {
@@ -292,12 +310,12 @@ static bool spawn(Start *s, GError **err)
 	return true;
 }
 
-/* The last line in which QEMU says what is wrong; what it says is not trusted to be text. */
-static char *log_sentence(QemuVm *q)
+/* The last line that says what is wrong; what it says is not trusted to be text. */
+static char *log_sentence(QemuVm *q, const char *name)
 {
 	char text[LOG_TAIL + 1];
 	struct stat st;
-	const int fd = open_log(q, O_RDONLY);
+	const int fd = qemu_open_log(q, name, O_RDONLY);
 
 	if (fd < 0)
 		return NULL;
@@ -322,8 +340,14 @@ static int port_errno(const QemuVm *q, const char *sentence, int code)
 
 static GError *death_error(QemuVm *q)
 {
-	g_autofree char *sentence = log_sentence(q);
+	g_autofree char *sentence = log_sentence(q, VMM_LOG);
+	g_autofree char *server = sentence && strstr(sentence, "vhost-user-fs")
+					  ? log_sentence(q, QEMU_VIRTIOFSD_LOG)
+					  : NULL;
 	const int status = q->exit_status;
+
+	if (server)
+		return err_new(EIO, "virtiofsd could not serve a share: %s", server);
 
 	if (status > 0 && WIFSIGNALED(status))
 		return err_new(EIO, "QEMU was killed by signal %d%s%s", WTERMSIG(status),
@@ -441,6 +465,7 @@ static void running(Start *s)
 	q->died = NULL;
 	q->lost = NULL;
 	backend_state(&q->base, VM_RUNNING, NULL);
+	qemu_report_shares(q);
 	qemu_ip_start(q);
 	if (s->wake)
 		qemu_wake_running(s);
@@ -542,6 +567,7 @@ void start_monitor_undo(Op *op, void *ctx)
 static const Step steps[] = {
 	{ "prepare", start_prepare_run, start_prepare_cancel, start_prepare_undo },
 	{ "disks", start_disks_run, start_disks_cancel, NULL },
+	{ "shares", start_shares_run, start_shares_cancel, start_shares_undo },
 	{ "spawn", start_spawn_run, start_spawn_cancel, start_spawn_undo },
 	{ "monitor", start_monitor_run, start_monitor_cancel, start_monitor_undo },
 	{ 0 },
@@ -568,6 +594,7 @@ void qemu_start_abandon(QemuVm *q)
 	start_prepare_cancel(s->op, s);
 	qemu_clone_abandon(q);
 	start_disks_cancel(s->op, s);
+	start_shares_cancel(s->op, s);
 	start_spawn_cancel(s->op, s);
 	start_drop(s);
 	s->q = NULL;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * QEMU's command line: $G_TEST_SRCDIR/data/qemu/NAME.yaml gives NAME.argv, one argument a line. The
- * first line of a document is `# accel: WORD`, what the probe would have found. After a wanted
+ * first line of a document is `# accel: WORD`, what the probe would have found; `# virtiofsd`
+ * that shares are served by that unless they say otherwise. After a wanted
  * change, run with VMFS_REGEN=1 and read the diff.
  */
 #include <errno.h>
@@ -10,14 +11,17 @@
 #include "backends/qemu/qemu.h"
 #include "vmfs/err.h"
 
-#define ACCEL "# accel: "
+#define ACCEL	  "# accel: "
+#define VIRTIOFSD "# virtiofsd"
 
 static char *render(const char *yaml, const char *name)
 {
 	g_autoptr(GError) err = NULL;
 	g_autoptr(GPtrArray) argv = g_ptr_array_new_with_free_func(g_free);
 	g_autoptr(Spec) spec = spec_parse(yaml, strlen(yaml), &err);
-	const QemuHost host = { .kvm = true, .uefi_code = "/usr/share/OVMF/OVMF_CODE_4M.fd" };
+	const QemuHost host = { .kvm = true,
+				.uefi_code = "/usr/share/OVMF/OVMF_CODE_4M.fd",
+				.virtiofsd = (char *)"/usr/lib/qemu/virtiofsd" };
 	GString *out = g_string_new(NULL);
 
 	g_assert_no_error(err);
@@ -37,8 +41,9 @@ static char *render(const char *yaml, const char *name)
 		.data_dir = "/var/lib/vmfs/vms/7/data",
 		.binary = "/usr/bin/qemu-system-x86_64",
 		.uefi_code = host.uefi_code,
+		.virtiofs = strstr(yaml, VIRTIOFSD),
 	};
-	qemu_slots_fill(slots, spec);
+	qemu_slots_fill(&args);
 	qemu_argv(&args, argv);
 	for (guint i = 0; i < argv->len; i++)
 		g_string_append_printf(out, "%s\n", (char *)argv->pdata[i]);
@@ -72,6 +77,8 @@ static void test_check(void)
 		{ "{cpus: 300, boot: {kernel: /k}}", "cpus: ", EOPNOTSUPP },
 		{ "{accel: kvm, boot: {kernel: /k}}", "accel: kvm is not usable here: slow",
 		  EOPNOTSUPP },
+		{ "{boot: {kernel: /k}, shares: {a: {path: /a, type: virtiofs}}}",
+		  "apt install qemu-system-common", EOPNOTSUPP },
 		{ "{firmware: uefi, boot: {kernel: /k}}", "apt install ovmf", EOPNOTSUPP },
 	};
 	const QemuHost host = { .kvm_why = (char *)"slow 75 ms, not used" };
