@@ -622,3 +622,65 @@ def test_sleep_with_what_was_plugged_in(real, qemu, disk):
     os.unlink(real / "disks/b")
     sh("grep -c vd /proc/partitions", "1")
     assert real.read("pending") == ""
+
+
+def by_serial(name):
+    """The guest's disk on SCSI of that name: its serial number is in page 0x80 of what it tells."""
+    return f"grep -lE '{name}$' /sys/block/sd*/device/vpd_pg80 | wc -l"
+
+
+@pytest.mark.qemu
+def test_scsi(qemu, disk):
+    """From the start and later; over a sleep, with the controller that came later."""
+    vm = qemu.vm(spec=qemu.spec())
+    vm.do("start")
+    sh = Shell(vm, qemu)
+    plain = vm.spec
+    for names in (["a"], ["a", "b"]):
+        vm.write("spec.yaml", plain + "disks:\n" + "".join(
+            f"  {n}: {{file: {disk(n)}, bus: scsi}}\n" for n in names))
+        assert vm.read("pending") == "" and vm.read("error") == ""
+        sh("ls -d /sys/block/sd* | wc -l", str(len(names)))
+    sh(by_serial("a"), "1")
+    sh("echo written > /dev/sda; sync; head -c7 /dev/sda", "written")
+    assert "block.a.write_ops" in vm.read("stats")
+    vm.do("sleep")
+    vm.do("wake")
+    sh(by_serial("b"), "1")
+    vm.fs.sh("rm web1/disks/a")
+    sh("ls -d /sys/block/sd* | wc -l", "1")
+    vm.fs.kill9()
+    vm.fs.restart()
+    until(lambda: vm.state == "running", "it is found again")
+    sh.console = vm.follow("console")
+    assert vm.read("pending") == ""
+    vm.write("spec.yaml", plain + f"disks: {{b: {{file: {disk('b')}, bus: scsi}}, "
+                                  f"c: {{file: {disk('c')}, bus: scsi}}}}\n")
+    sh(by_serial("c"), "1")
+    assert vm.read("pending") == ""
+    vm.do("kill")
+    vm.do("start")
+    sh.console.expect("GUEST-UP")
+    sh("ls -d /sys/block/sd* | wc -l", "2")
+
+
+@pytest.mark.qemu
+def test_boot_from_scsi(qemu, guest):
+    vm = qemu.vm(spec="backend: qemu\naccel: tcg\nmemory: 256MiB\n"
+                      f"disks: {{root: {{image: {guest.disk}, bus: scsi}}}}\n")
+    vm.do("start")
+    Shell(vm, qemu)(by_serial("root"), "1")
+    (vm / "snapshots/s").mkdir()
+    vm.wait("snapshots")
+    vm.do("restore s")
+    Shell(vm, qemu)("head -c 512 /dev/sda | wc -c", "512")
+
+
+@pytest.mark.qemu
+def test_bus_of_what_runs(real, disk):
+    """Another bus is for the next start."""
+    vm, data = real, disk()
+    plain = vm.spec
+    vm.write("spec.yaml", plain + f"disks: {{data: {{file: {data}}}}}\n")
+    vm.write("spec.yaml", plain + f"disks: {{data: {{file: {data}, bus: scsi}}}}\n")
+    assert vm.read("pending") == "disks.data.bus\n"

@@ -2,7 +2,7 @@
 """One suite that every backend passes: the life of a VM as its user sees it."""
 import os
 import re
-from errno import EALREADY, EBUSY, EINVAL, ENOSPC, EPIPE, ESRCH
+from errno import EALREADY, EBUSY, EINVAL, ENOSPC, EOPNOTSUPP, EPIPE, ESRCH
 
 import pytest
 
@@ -490,3 +490,19 @@ def test_attach_before_the_start(backend, raw_disk):
     os.symlink(raw_disk, vm / "disks/data")
     vm.do("start")
     assert os.listdir(vm / "disks") == ["data"] and vm.read("pending") == ""
+
+
+def test_scsi(backend, raw_disk):
+    """A bus is what was asked for, or is refused."""
+    vm = backend.vm()
+    text = vm.spec + f"disks: {{data: {{file: {raw_disk}, bus: scsi}}}}\n"
+    try:
+        vm.write("spec.yaml", text)
+    except OSError as e:
+        assert e.errno == EOPNOTSUPP
+        vm.error("EOPNOTSUPP", "disks.data.bus")
+        return
+    vm.do("start")
+    assert vm.read("pending") == ""
+    vm.fs.sh("rm web1/disks/data")
+    assert os.listdir(vm / "disks") == [] and vm.read("pending") == ""

@@ -22,6 +22,7 @@ static const char *const firmware_names[] = { "bios", "uefi", NULL };
 static const char *const restart_names[] = { "never", "on-crash", "always", NULL };
 static const char *const display_names[] = { "auto", "none", "vga", "virtio", NULL };
 static const char *const format_names[] = { "raw", "qcow2", NULL };
+static const char *const bus_names[] = { "virtio", "scsi", NULL };
 static const char *const share_type_names[] = { "auto", "virtiofs", "9p", NULL };
 static const char *const network_names[] = { "user", NULL };
 
@@ -56,6 +57,8 @@ static const Field disk_fields[] = {
 	{ "size", FIELD_SIZE, offsetof(SpecDisk, size), .min = MIB, .max = 1024 * TIB, .step = 512,
 	  .doc = "size of the overlay or the empty disk, which grows with it; absent: that of the "
 		 "image" },
+	{ "bus", FIELD_CHOICE, offsetof(SpecDisk, bus), .choices = bus_names, .preset = "virtio",
+	  .doc = "what the guest finds it on; virtio: a device of its own (/dev/vda), scsi: one of virtio-scsi (/dev/sda), which is taken away without the guest's being asked" },
 	{ "readonly", FIELD_BOOL, offsetof(SpecDisk, readonly), .preset = "false",
 	  .doc = "the guest cannot write to it" },
 	{ 0 },

@@ -20,6 +20,7 @@ typedef enum SpecAccel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG } SpecAccel;
 typedef enum SpecFirmware { FIRMWARE_BIOS, FIRMWARE_UEFI } SpecFirmware;
 typedef enum SpecMachine { MACHINE_Q35, MACHINE_MICROVM } SpecMachine;
 
+typedef enum SpecBus { BUS_VIRTIO, BUS_SCSI } SpecBus;
 typedef enum SpecShareType { SHARE_AUTO, SHARE_VIRTIOFS, SHARE_9P } SpecShareType;
 
 typedef enum SpecRestart { RESTART_NEVER, RESTART_ON_CRASH, RESTART_ALWAYS } SpecRestart;
@@ -31,6 +32,7 @@ typedef struct SpecDisk {
 	char *file;    /* that file itself: a path; or NULL. At most one of both is set */
 	char *format;  /* "raw", "qcow2" or NULL: not given */
 	uint64_t size; /* bytes; 0: as large as the image. Alone: of an empty private disk */
+	SpecBus bus;
 	bool readonly;
 } SpecDisk;
 

@@ -202,6 +202,11 @@ static bool check(Backend *be, const Spec *spec, GError **err)
 				       "disks.%s: backend 'libvirt' makes no disks: name a file "
 				       "that is there, with `file`",
 				       d->name);
+		if (d->bus != BUS_VIRTIO)
+			return err_set(err, EOPNOTSUPP,
+				       "disks.%s.bus: backend 'libvirt' of this version makes "
+				       "virtio disks only",
+				       d->name);
 	}
 	for (unsigned i = 0; i < spec->nics->len; i++) {
 		const SpecNic *n = spec->nics->pdata[i];

@@ -238,9 +238,34 @@ static void add_disk(const Build *b, const SpecDisk *d, unsigned index)
 	g_autofree char *boot =
 		index == 0 && !b->in->spec->kernel ? g_strdup(",bootindex=1") : g_strdup("");
 	g_autofree char *id = g_strconcat(QEMU_DISK_ID, d->name, NULL), *at = place(b, id);
+	g_autofree char *target = g_strconcat(QEMU_TARGET_ID, d->name, NULL);
 
+	if (d->bus == BUS_SCSI) {
+		add(b, "-device",
+		    "scsi-hd,id=%s,bus=" QEMU_SCSI_ID ".0,scsi-id=%d,lun=0,drive=%s,serial=%.*s%s",
+		    id, qemu_slot(b->in->slots, target), node, MAX_SERIAL, d->name, boot);
+		return;
+	}
 	add(b, "-device", "virtio-blk-%s,id=%s,drive=%s,serial=%.*s%s%s", b->bus, id, node,
 	    MAX_SERIAL, d->name, boot, at);
+}
+
+static void add_scsi(const Build *b)
+{
+	g_autofree char *at = place(b, QEMU_SCSI_ID);
+
+	add(b, "-device", "virtio-scsi-%s,id=" QEMU_SCSI_ID "%s", b->bus, at);
+}
+
+/* One that was plugged in stays, without disks. */
+static bool has_scsi(const QemuArgs *in)
+{
+	if (in->spec->machine == MACHINE_Q35)
+		return qemu_slot(in->slots, QEMU_SCSI_ID) >= 0;
+	for (guint i = 0; i < in->spec->disks->len; i++)
+		if (((const SpecDisk *)in->spec->disks->pdata[i])->bus == BUS_SCSI)
+			return true;
+	return false;
 }
 
 static void add_seed(const Build *b)
@@ -336,24 +361,38 @@ int qemu_slot(GHashTable *slots, const char *id)
 	return g_hash_table_lookup_extended(slots, id, NULL, &value) ? GPOINTER_TO_INT(value) : -1;
 }
 
-static bool is_taken(GHashTable *slots, int slot, bool mac)
+typedef enum SlotKind { SLOT_PCI, SLOT_MAC, SLOT_TARGET } SlotKind;
+
+static SlotKind slot_kind(const char *id)
+{
+	if (g_str_has_prefix(id, QEMU_MAC_ID))
+		return SLOT_MAC;
+	return g_str_has_prefix(id, QEMU_TARGET_ID) ? SLOT_TARGET : SLOT_PCI;
+}
+
+static bool is_taken(GHashTable *slots, int slot, SlotKind kind)
 {
 	GHashTableIter it;
 	gpointer id, value;
 
 	g_hash_table_iter_init(&it, slots);
 	while (g_hash_table_iter_next(&it, &id, &value))
-		if (GPOINTER_TO_INT(value) == slot && g_str_has_prefix(id, QEMU_MAC_ID) == mac)
+		if (GPOINTER_TO_INT(value) == slot && slot_kind(id) == kind)
 			return true;
 	return false;
 }
 
+/* Unless it has one. */
 static void take_slot(GHashTable *slots, const char *prefix, const char *name)
 {
 	char *id = g_strconcat(prefix, name, NULL);
 	int slot = 0;
 
-	while (is_taken(slots, slot, !strcmp(prefix, QEMU_MAC_ID)))
+	if (qemu_slot(slots, id) >= 0) {
+		g_free(id);
+		return;
+	}
+	while (is_taken(slots, slot, slot_kind(id)))
 		slot++;
 	g_hash_table_insert(slots, id, GINT_TO_POINTER(slot));
 }
@@ -367,32 +406,34 @@ void qemu_slots_fill(const QemuArgs *in)
 {
 	GHashTable *slots = in->slots;
 	const Spec *s = in->spec;
+	const bool pci = s->machine == MACHINE_Q35;
+	bool scsi = false;
 
 	for (guint i = 0; i < s->disks->len; i++) {
 		const SpecDisk *d = s->disks->pdata[i];
-		g_autofree char *id = g_strconcat(QEMU_DISK_ID, d->name, NULL);
 
-		if (s->machine == MACHINE_Q35 && qemu_slot(slots, id) < 0)
+		scsi |= d->bus == BUS_SCSI;
+		if (d->bus == BUS_SCSI)
+			take_slot(slots, QEMU_TARGET_ID, d->name);
+		else if (pci)
 			take_slot(slots, QEMU_DISK_ID, d->name);
 	}
+	if (pci && scsi)
+		take_slot(slots, QEMU_SCSI_ID, "");
 	/* Behind the disks: the guest's /dev/vda is to be the first of them. */
-	if (s->machine == MACHINE_Q35 && s->cloud_init.given && qemu_slot(slots, QEMU_SEED_ID) < 0)
+	if (pci && s->cloud_init.given)
 		take_slot(slots, QEMU_SEED_ID, "");
 	for (guint i = 0; i < s->nics->len; i++) {
 		const SpecNic *n = s->nics->pdata[i];
-		g_autofree char *id = g_strconcat(QEMU_NIC_ID, n->name, NULL);
-		g_autofree char *mac = g_strconcat(QEMU_MAC_ID, n->name, NULL);
 
-		if (s->machine == MACHINE_Q35 && qemu_slot(slots, id) < 0)
+		if (pci)
 			take_slot(slots, QEMU_NIC_ID, n->name);
-		if (qemu_slot(slots, mac) < 0)
-			take_slot(slots, QEMU_MAC_ID, n->name);
+		take_slot(slots, QEMU_MAC_ID, n->name);
 	}
-	for (guint i = 0; s->machine == MACHINE_Q35 && i < s->shares->len; i++) {
+	for (guint i = 0; pci && i < s->shares->len; i++) {
 		const SpecShare *share = s->shares->pdata[i];
-		g_autofree char *id = g_strconcat(QEMU_SHARE_ID, share->name, NULL);
 
-		if (qemu_is_virtiofs(in, share) && qemu_slot(slots, id) < 0)
+		if (qemu_is_virtiofs(in, share))
 			take_slot(slots, QEMU_SHARE_ID, share->name);
 	}
 }
@@ -437,7 +478,7 @@ unsigned qemu_bridges(GHashTable *slots)
 
 	g_hash_table_iter_init(&it, slots);
 	while (g_hash_table_iter_next(&it, &id, &value))
-		if (!g_str_has_prefix(id, QEMU_MAC_ID))
+		if (slot_kind(id) == SLOT_PCI)
 			last = MAX(last, GPOINTER_TO_INT(value));
 	return (unsigned)last / QEMU_BRIDGE_SLOTS + 1;
 }
@@ -470,6 +511,8 @@ void qemu_device_argv(const QemuArgs *in, const char *key, GPtrArray *argv)
 	Build b;
 
 	build_init(&b, in, argv);
+	if (in->no_scsi && has_scsi(in))
+		add_scsi(&b);
 	/* Not the one to boot: that cannot come later. */
 	if (g_str_has_prefix(key, "disks."))
 		add_disk(&b, object, G_MAXUINT);
@@ -494,6 +537,8 @@ void qemu_argv(const QemuArgs *in, GPtrArray *argv)
 	add_control(&b);
 	add_boot(&b);
 	add_bridges(&b);
+	if (has_scsi(in))
+		add_scsi(&b);
 	for (guint i = 0; i < in->spec->disks->len; i++)
 		add_disk(&b, in->spec->disks->pdata[i], i);
 	add_seed(&b);

@@ -81,6 +81,7 @@ typedef struct Plug {
 	Spec *want;
 	GPtrArray *commands; /* of Command */
 	guint next;
+	bool new_scsi; /* the first of them is the controller */
 	GError *error; /* set: the commands before `next` are being taken back */
 	bool asked;    /* the guest, to let go of it */
 } Plug;
@@ -232,6 +233,12 @@ static QmpSlot *remove_back_end(QemuVm *q, const char *id, QmpFn fn)
 static void forget_slots(QemuVm *q, const char *id)
 {
 	g_hash_table_remove(q->slots, id);
+	if (g_str_has_prefix(id, QEMU_DISK_ID)) {
+		g_autofree char *target =
+			g_strconcat(QEMU_TARGET_ID, id + strlen(QEMU_DISK_ID), NULL);
+
+		g_hash_table_remove(q->slots, target);
+	}
 	if (g_str_has_prefix(id, QEMU_NIC_ID)) {
 		g_autofree char *mac = g_strconcat(QEMU_MAC_ID, id + strlen(QEMU_NIC_ID), NULL);
 
@@ -262,6 +269,8 @@ static void plug_answered(void *arg, const json_t *result, const GError *err)
 	(void)result;
 	q->op_slot = NULL;
 	if (err && !p->error) {
+		if (p->new_scsi && !p->next)
+			g_hash_table_remove(q->slots, QEMU_SCSI_ID);
 		p->error = g_error_copy(err);
 		g_prefix_error(&p->error, "%s: ", p->key);
 	} else if (!p->error) {
@@ -335,8 +344,12 @@ static void plug(QemuVm *q)
 	QemuArgs args;
 
 	plug_args(q, &args);
+	args.no_scsi = qemu_slot(q->slots, QEMU_SCSI_ID) < 0;
 	qemu_slots_fill(&args);
+	p->new_scsi = args.no_scsi && qemu_slot(q->slots, QEMU_SCSI_ID) >= 0;
 	if (qemu_bridges(q->slots) > q->bridges) {
+		if (p->new_scsi)
+			g_hash_table_remove(q->slots, QEMU_SCSI_ID);
 		not_plugged(q, err_new(ENOSPC,
 				       "%s: all %u slots that it was started with are taken; it "
 				       "will be there after the next start",
@@ -583,6 +596,8 @@ void qemu_reconcile(QemuVm *q, const json_t *peripherals)
 	const json_t *item;
 	size_t i;
 
+	if (q->slots && !is_listed(peripherals, QEMU_SCSI_ID))
+		g_hash_table_remove(q->slots, QEMU_SCSI_ID);
 	G_STATIC_ASSERT(G_N_ELEMENTS(sections) == G_N_ELEMENTS(kinds));
 	for (size_t n = 0; n < G_N_ELEMENTS(kinds); n++) {
 		for (guint k = 0; k < sections[n]->len; k++) {

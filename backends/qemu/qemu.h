@@ -33,7 +33,10 @@
 #define QEMU_NIC_ID	"nic-"
 #define QEMU_SHARE_ID	"share-" /* also of its socket in the run directory */
 #define QEMU_SEED_ID	"cidata"
-#define QEMU_MAC_ID	"mac-" /* in the slots: the number of a nic, for its address */
+#define QEMU_SCSI_ID	"scsi0" /* the controller */
+/* In the slots, numbers of another kind: of a nic, for its address; of a disk's SCSI target. */
+#define QEMU_MAC_ID    "mac-"
+#define QEMU_TARGET_ID "scsi-"
 
 #define QEMU_BRIDGE_SLOTS 31
 #define QEMU_UEFI_VARS	  "uefi-vars.fd"
@@ -66,6 +69,7 @@ typedef struct QemuArgs {
 	const char *ram;     /* a file to map memory from; NULL: it is anonymous */
 	bool making;	     /* what is loaded goes to `ram`, and nothing else is to be touched */
 	bool virtiofs;	     /* for shares that leave it open */
+	bool no_scsi;	     /* of qemu_device_argv(): a SCSI disk needs the controller first */
 	/* Where devices are: what the guest has seen once must stay, in a snapshot as well. */
 	GHashTable *slots; /* char *id to int */
 	unsigned bridges;  /* at least so many */
