@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,8 +38,15 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--all"):
         return
+    seen = Counter()
     for item in items:
-        if item.get_closest_marker("slow"):
+        slow = item.get_closest_marker("slow")
+        sample = item.get_closest_marker("sample")
+        if sample and item.get_closest_marker("qemu"):
+            test = (item.function, item.callspec.params.get("backend"))
+            slow = slow or seen[test] % sample.args[0]
+            seen[test] += 1
+        if slow:
             item.add_marker(pytest.mark.skip(reason="slow: run with --all"))
 
 

@@ -131,6 +131,7 @@ def test_running_clones_over_a_restart_of_the_daemon(base, backend, fs):
     assert backend.recall(c2) == "blue"
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("after_ms", [0, 10, 40, 100, 300, 700])
 def test_kill9_of_the_daemon_in_the_middle_of_the_first_start(base, backend, fs, after_ms):
     """It has begun as the snapshot, or will."""
@@ -621,6 +622,7 @@ def test_another_qemu(qemu, fs):
     assert c1.state == "stopped" and not list(fs.state.glob("vms/*/template.*"))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.qemu
 @pytest.mark.parametrize("after_ms", [10, 60, 150, 300, 500])
 def test_kill9_of_qemu_in_the_middle_of_the_first_start(qemu, fs, after_ms):

@@ -152,6 +152,7 @@ def test_spec_changed_asleep(up, backend, fs):
     assert up.read("pending") == ""
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "link", "version"])
 def test_damaged_memory(up, backend, fs, damage):
     if backend.name == "libvirt":
@@ -190,6 +191,7 @@ def test_damaged_memory(up, backend, fs, damage):
     assert backend.recall(up) == "blue"
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("after_ms", [0, 5, 20, 60, 150])
 @pytest.mark.parametrize("verb", ["sleep", "wake"])
 def test_kill9_of_the_daemon_in_the_middle(up, backend, fs, verb, after_ms):
@@ -205,6 +207,7 @@ def test_kill9_of_the_daemon_in_the_middle(up, backend, fs, verb, after_ms):
     assert backend.recall(up) == "blue"
 
 
+@pytest.mark.sample(3)
 @pytest.mark.qemu
 @pytest.mark.parametrize("after_ms", [0, 10, 40, 80])
 def test_kill9_of_qemu_in_the_middle_of_sleep(qemu, fs, after_ms):

@@ -178,6 +178,7 @@ def test_spec_of_then(up, backend):
     assert backend.recall(up) == "blue"
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "version", "backend"])
 def test_damaged_is_refused_before_anything_is_touched(up, backend, fs, damage):
     take(up, "s1")
@@ -451,6 +452,7 @@ def test_too_many(sim):
     vm.error("ENOSPC", "256")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("after_ms", [0, 5, 20, 60, 200])
 def test_kill9_of_the_daemon_in_the_middle(up, backend, fs, after_ms):
     making = fs.spawn("mkdir", up / "snapshots/s1")
@@ -467,6 +469,7 @@ def test_kill9_of_the_daemon_in_the_middle(up, backend, fs, after_ms):
     take(up, "s1")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("after_ms", [0, 10, 50, 200])
 def test_kill9_of_the_daemon_in_the_middle_of_restore(up, backend, fs, after_ms):
     take(up, "s1")
@@ -482,6 +485,7 @@ def test_kill9_of_the_daemon_in_the_middle_of_restore(up, backend, fs, after_ms)
     assert backend.recall(up) == "blue"
 
 
+@pytest.mark.sample(3)
 @pytest.mark.qemu
 @pytest.mark.parametrize("after_ms", [0, 20, 100, 300])
 def test_kill9_of_qemu_in_the_middle(qemu, fs, after_ms):
