@@ -2,6 +2,7 @@
 """libvirt: the domains that are there, on this host and on others, and what others do to them."""
 import os
 import re
+import select
 import subprocess
 import time
 import uuid
@@ -200,6 +201,24 @@ def test_host_by_hand(box, tmp_path):
     fs.stop()
     fs.restart()
     assert fs.names() == [] and sorted(os.listdir(host.parent)) == ["local"]
+
+
+def test_watchers_are_told_that_a_host_goes_and_comes(lv, on):
+    fs = on()
+    status = fs.mnt / ".vmfs/hosts/local/status"
+    seen, both = watch(fs, status), watch(fs, status.parent)
+    with open(status, "rb") as f:
+        f.read()
+        poll = select.poll()
+        poll.register(f, select.POLLPRI)
+        assert not poll.poll(0)
+        lv.kill()
+        seen.expect("^MODIFY")
+        both.expect("^MODIFY status$")
+        assert poll.poll(5000)
+    until(lambda: b"state up\n" in get(status), "it is back")
+    seen.expect("^MODIFY")
+    both.expect("^MODIFY status$")
 
 
 def test_hosts_from_options_and_the_file(box, tmp_path):

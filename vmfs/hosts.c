@@ -8,6 +8,8 @@
 #include "vmfs/err.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
+#include "vmfs/node.h"
+#include "vmfs/notify.h"
 #include "vmfs/registry.h"
 #include "vmfs/store.h"
 
@@ -292,6 +294,14 @@ void host_answered(Host *host)
 	first_answers(NULL);
 }
 
+void host_changed(Host *host)
+{
+	const NodeRef dir = { .node = hosts_dir.child, .sub = host->number };
+
+	vm_all_changed(EV_HOSTS);
+	notify_object_change(&dir, EV_HOSTS);
+}
+
 static void open_host(Host *h)
 {
 	if (h->be)
@@ -410,6 +420,7 @@ bool host_set_uri(Host *host, const char *uri, GError **err)
 	host->uri = g_strdup(*uri ? uri : host->number == HOST_LOCAL ? "" : NULL);
 	host->given = false;
 	open_host(host);
+	host_changed(host);
 	save(NULL, NULL);
 	return true;
 }

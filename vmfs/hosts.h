@@ -31,6 +31,8 @@ bool hosts_load(const char *file, const GPtrArray *options, GError **err);
 void hosts_open(void (*fn)(void));
 /* For the backend: the first answer of a host, whatever it is. */
 void host_answered(Host *host);
+/* For the backend: it has come or gone. */
+void host_changed(Host *host);
 void hosts_close(void);
 
 Host *host_find(const char *name);

@@ -94,6 +94,7 @@ static bool store_uri(const NodeRef *r, const char *data, size_t len, Op **op, G
 // clang-format off
 static const Node host_dir_rows[] = {
 	{ 63, "status", REG(0444), .show = show_status,
+	  .events = EV_HOSTS,
 	  .doc = "'key value' lines: state, vms, live; of the connection to libvirt: connection, why" },
 	{ 64, "node", REG(0444), .show = show_node,
 	  .doc = "'key value' lines: cpus, memory and free in bytes, load, version" },

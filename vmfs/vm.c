@@ -192,6 +192,14 @@ BackendVm *vm_backend(Vm *vm, GError **err)
 	return vm->bv;
 }
 
+void vm_all_changed(unsigned changes)
+{
+	for (unsigned i = 0; i < EV_COUNT; i++)
+		if (changes & (1u << i))
+			vm_all.versions[i]++;
+	waitq_wake(&vm_all.waiters);
+}
+
 void vm_changed(Vm *vm, unsigned changes)
 {
 	vm->changed = vm_now();

@@ -49,8 +49,11 @@ typedef enum VmChange {
 	EV_EXEC = 1 << 13,  /* a job in exec/ */
 	EV_SNAPSHOT = 1 << 14,
 	EV_HOST = 1 << 15, /* it is on another one */
+	/* Of no VM: */
+	EV_HOSTS = 1 << 16,    /* a host has come or gone */
+	EV_NETWORKS = 1 << 17, /* a network of one */
 } VmChange;
-#define EV_COUNT 16
+#define EV_COUNT 18
 
 /* What chmod and chown said of one file; unset fields follow the VM. */
 typedef struct VmAttr {
@@ -181,6 +184,8 @@ typedef struct VmAll {
 	void (*changed)(Vm *vm, unsigned changes); /* NULL: nobody else to tell */
 } VmAll;
 extern VmAll vm_all;
+/* Such a change of none of them. */
+void vm_all_changed(unsigned changes);
 
 /* The hypervisor's word on the state. Shown at once unless an operation's own state is. */
 void vm_push_state(Vm *vm, VmState state, const char *reason);

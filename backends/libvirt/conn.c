@@ -231,6 +231,7 @@ static void opened(void *arg)
 		g_clear_pointer(&lh->why, g_free);
 		log_info("host %s: connected to %s", lh->host->name, o->uri);
 		lv_discovered(lh, g_steal_pointer(&o->found));
+		host_changed(lh->host);
 	} else if (lh) {
 		lv_host_away(lh, g_strdup(o->error->message));
 	}
@@ -289,6 +290,7 @@ void lv_host_away(LvHost *lh, char *why)
 	lv_look_no_more(lh);
 	show_all(lh, (LvState){ VM_UNKNOWN, "host-away" });
 	lv_move_away(lh);
+	host_changed(lh->host);
 	host_answered(lh->host);
 	for (unsigned i = 0; i < lh->tries && pause < LAST_PAUSE_MS; i++)
 		pause *= 2;
