@@ -13,6 +13,7 @@
 #include <sys/types.h>
 
 #include "vmfs/ask.h"
+#include "vmfs/netspec.h"
 #include "vmfs/op.h"
 #include "vmfs/proc.h"
 #include "vmfs/spec.h"
@@ -53,6 +54,16 @@ typedef struct ExecClass {
 
 /* Called once, on the loop; e (borrowed) is NULL when it is done. */
 typedef void (*BackendDone)(void *arg, const GError *e);
+
+/* The same with text (borrowed), if it is done. */
+typedef void (*BackendText)(void *arg, GBytes *text, const GError *e);
+
+typedef enum NetworkOrder {
+	NETWORK_DEFINE, /* as the spec says */
+	NETWORK_START,
+	NETWORK_STOP,
+	NETWORK_UNDEFINE,
+} NetworkOrder;
 
 typedef struct BackendClass {
 	const char *name, *doc;
@@ -122,6 +133,14 @@ typedef struct BackendClass {
 	bool (*host_is_up)(const Host *host);
 	void (*host_status)(const Host *host, GString *out);
 	void (*host_node)(const Host *host, GString *out);
+	/*
+	 * The networks of a host, which it reports with networks_update() (networks.h): first the
+	 * order, then what has become of them, then fn. A new one has no key (NULL). The text of
+	 * leases is as the file of that name has it.
+	 */
+	void (*network_order)(Host *host, NetworkOrder order, const char *key, NetSpec *spec_take,
+			      BackendDone fn, void *arg);
+	void (*network_leases)(Host *host, const char *key, BackendText fn, void *arg);
 	const ExecClass *exec; /* NULL: no commands in the guest */
 	/* A line of the `sim` file: faults and guest behaviour that a test orders. */
 	bool (*control)(BackendVm *bv, char *line, GError **err);

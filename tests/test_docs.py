@@ -19,7 +19,7 @@ def test_readme():
     """After a wanted change, run with VMFS_REGEN=1 and read the diff."""
     made = sections(subprocess.check_output([BINARY, "--markdown"], text=True))
     text = README.read_text()
-    assert set(made) == {"tree", "verbs", "keys"}
+    assert set(made) == {"tree", "verbs", "keys", "networks"}
     for name, body in made.items():
         new, n = re.subn(rf"(<!-- {name} -->\n)[\s\S]*?(<!-- end -->)",
                          lambda m: f"{m[1]}{body}\n{m[2]}", text)

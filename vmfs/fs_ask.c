@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Files of which the hypervisor is asked when they are opened (screen.png, stats). The open waits
+ * Files of which the hypervisor is asked when they are opened (screen.png, leases). The open waits
  * for the answer, so that the size is true from then on, which tar, rsync and whoever maps the file
  * rely on. Opening for reading holds no lock of the kernel: nobody else waits. Each open file keeps
  * the answer it was given; reading again from the beginning asks again.
@@ -16,6 +16,7 @@ typedef struct AskedRequest {
 	AskWaiter *waiter;
 	struct fuse_open_out out; /* of an open */
 	size_t size;		  /* of a read; 0: an open */
+	bool over;		  /* answered, while it is still being fetched */
 } AskedRequest;
 
 static void reply_open(fuse_req_t req, const AskedRequest *a, int err)
@@ -38,7 +39,6 @@ static void reply(fuse_req_t req, AskedRequest *a, int err)
 	else
 		fs_reply_slice(req, g_bytes_get_data(a->h->answer, NULL),
 			       g_bytes_get_size(a->h->answer), 0, a->size);
-	g_free(a);
 }
 
 static void take(Handle *h, GBytes *answer)
@@ -70,19 +70,50 @@ static void answered(void *arg, GBytes *answer, const GError *e)
 	if (!err)
 		fs_keep_handle(a->h);
 	reply(req, a, err);
+	g_free(a);
+}
+
+static void fetched(void *arg, GBytes *text, int err)
+{
+	AskedRequest *a = arg;
+	fuse_req_t req;
+
+	if (!a->over) {
+		req = fs_unpark(&a->parked);
+		if (!err)
+			take(a->h, text);
+		a->h->unread = !a->size;
+		if (!err)
+			fs_keep_handle(a->h);
+		reply(req, a, err);
+	}
+	g_free(a);
 }
 
 static void ended(Parked *parked, int err)
 {
 	AskedRequest *a = (AskedRequest *)parked;
 
+	/* Of an open, the answer closes the handle. */
+	a->over = a->h->ref.node->fetch != NULL;
 	ask_leave(&a->waiter);
 	reply(fs_unpark(parked), a, err);
+	if (!a->over)
+		g_free(a);
 }
 
 static void park(fuse_req_t req, AskedRequest *a)
 {
+	const NodeRef *r = &a->h->ref;
+	int err;
+
 	fs_park(&a->parked, req, ended);
+	if (r->node->fetch) {
+		err = r->node->fetch(r, fetched, a);
+		if (err)
+			fetched(a, NULL, err);
+		return;
+	}
 	ask_backend(a->h->ref.vm, a->h->ref.node->ask, NULL, answered, a, &a->waiter);
 }
 

@@ -212,7 +212,7 @@ static uint32_t open_flags(const Node *n, int flags)
 	if (n->stream)
 		ret |= FOPEN_STREAM; /* no f_pos lock: one descriptor reads and writes at once */
 	/* Only what was written has anything to say when it is closed. */
-	if ((!n->document && !n->store) || (flags & O_ACCMODE) == O_RDONLY)
+	if ((!fs_is_whole(n) && !n->store) || (flags & O_ACCMODE) == O_RDONLY)
 		ret |= FOPEN_NOFLUSH;
 	return ret;
 }
@@ -239,7 +239,7 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_reply_err(req, ENFILE);
 		return;
 	}
-	if (r.node->document && (fi->flags & O_TRUNC)) {
+	if (fs_is_whole(r.node) && (fi->flags & O_TRUNC)) {
 		h->doc = g_byte_array_new();
 		h->truncated = true;
 		fs_keep_handle(h);
@@ -251,7 +251,7 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		return;
 	}
 	out.fh = h->fh;
-	if (r.node->ask) {
+	if (r.node->ask || r.node->fetch) {
 		fs_open_asked(req, h, &out);
 		return;
 	}
@@ -411,12 +411,14 @@ static void read_shown(fuse_req_t req, Handle *h, size_t size, off_t off)
 static void read_document(fuse_req_t req, const Handle *h, size_t size, off_t off)
 {
 	gsize len;
-	const char *text = g_bytes_get_data(h->ref.vm->spec->text, &len);
+	const char *text;
 
-	if (h->doc)
+	if (h->doc) {
 		fs_reply_slice(req, (const char *)h->doc->data, h->doc->len, off, size);
-	else
-		fs_reply_slice(req, text, len, off, size);
+		return;
+	}
+	text = g_bytes_get_data(h->ref.vm->spec->text, &len);
+	fs_reply_slice(req, text, len, off, size);
 }
 
 typedef struct ParkedRead {
@@ -496,9 +498,9 @@ void fs_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse
 		fuse_reply_err(req, err);
 	} else if (n->stream) {
 		read_stream(req, h, size, fi->flags);
-	} else if (n->ask) {
+	} else if (n->ask || n->fetch) {
 		fs_read_asked(req, h, size, off);
-	} else if (n->document) {
+	} else if (n->document || h->doc) {
 		read_document(req, h, size, off);
 	} else if (n->show) {
 		read_shown(req, h, size, off);

@@ -108,6 +108,12 @@ void fs_restore_handles(void);
 /* fs.c: tell the kernel that a poll(2) can return. */
 void fs_notify_poll(uint64_t kh);
 
+/* All that is written is taken as a whole by close(2). */
+static inline bool fs_is_whole(const Node *n)
+{
+	return n->document || n->judge;
+}
+
 /* fs_ask.c */
 void fs_open_asked(fuse_req_t req, Handle *h, const struct fuse_open_out *out);
 void fs_read_asked(fuse_req_t req, Handle *h, size_t size, off_t off);

@@ -132,7 +132,7 @@ static void restore_handle(uint64_t fh, GBytes *value)
 	h->truncated = k.truncated;
 	h->refused = k.refused;
 	h->unread = k.unread;
-	if (r.node->ask)
+	if (r.node->ask || r.node->fetch)
 		h->answer = text ? g_bytes_ref(text) : g_bytes_new_static("", 0);
 	op = k.op ? op_restored(k.op) : NULL;
 	if (op)

@@ -262,7 +262,7 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int valid,
 	if (!fs_ref(req, ino, &r))
 		return;
 	if (valid & FUSE_SET_ATTR_SIZE) {
-		if (r.node->document && fi) {
+		if (fs_is_whole(r.node) && fi) {
 			err = fs_truncate_handle(fi->fh, size);
 		} else if (r.node->document) {
 			truncate_document(req, &r, size);

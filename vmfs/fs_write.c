@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Writing to open files, and closing them: commands, typing at a console, documents, scratch files.
- * Closes of commands may wait for long, writes for a second.
+ * Writing to open files, and closing them: commands, typing at a console, documents, scratch files,
+ * orders of the host's. Closes of commands may wait for long, writes for a second.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -275,12 +275,24 @@ static GBytes *document_text(const Handle *h)
 	return g_bytes_new(h->doc->data, h->doc->len);
 }
 
+static GBytes *text_now(const NodeRef *r)
+{
+	GString *shown;
+
+	if (r->node->document)
+		return g_bytes_ref(r->vm->spec->text);
+	shown = g_string_new(NULL);
+	r->node->show(r, shown);
+	return g_string_free_to_bytes(shown);
+}
+
 /* Begin to write through this handle: with what holds now, unless it was truncated. */
 static GByteArray *document_of(Handle *h)
 {
 	if (!h->doc) {
+		g_autoptr(GBytes) now = text_now(&h->ref);
 		gsize len;
-		const char *text = g_bytes_get_data(h->ref.vm->spec->text, &len);
+		const char *text = g_bytes_get_data(now, &len);
 
 		h->doc = g_byte_array_new();
 		if (len)
@@ -326,8 +338,10 @@ static void document_too_large(fuse_req_t req, Handle *h)
 	g_autoptr(GBytes) text = document_text(h);
 	g_autoptr(GError) e = err_new(EFBIG, "a document has at most %u bytes", SPEC_MAX_TEXT);
 
-	vm_set_rejected(h->ref.vm, text);
-	vm_set_error(h->ref.vm, "spec.yaml", e);
+	if (h->ref.vm) {
+		vm_set_rejected(h->ref.vm, text);
+		vm_set_error(h->ref.vm, "spec.yaml", e);
+	}
 	h->refused = true;
 	fs_keep_handle(h);
 	fuse_reply_err(req, EFBIG);
@@ -369,10 +383,67 @@ static void write_document(fuse_req_t req, Handle *h, const char *buf, size_t si
 		return;
 	}
 	text = document_text(h);
+	if (h->ref.node->judge) {
+		g_autoptr(GError) e = NULL;
+		int err = h->ref.node->judge(&h->ref, text);
+
+		if (err)
+			e = err_new(err, "refused");
+		document_answer(document_request(req, h, size), e);
+		return;
+	}
 	fs_caller_groups(req, &who);
 	document_check_prefix(h->ref.vm, text, &who, document_answer,
 			      document_request(req, h, size));
 	g_free(who.groups);
+}
+
+/* ---- orders of the host's ---- */
+
+typedef struct Order {
+	Parked parked; /* of a write of a command */
+	size_t size;
+	bool over;	 /* answered, because its caller was hit by a signal */
+	DocumentDone fn; /* of a document in place of that */
+	void *arg;
+} Order;
+
+static void ordered(void *arg, int err)
+{
+	Order *o = arg;
+	g_autoptr(GError) e = err ? err_new(err, "refused") : NULL;
+
+	if (o->fn)
+		o->fn(o->arg, e);
+	else if (!o->over)
+		reply_written(fs_unpark(&o->parked), err ? -err : (ssize_t)o->size);
+	g_free(o);
+}
+
+static void order_ended(Parked *parked, int err)
+{
+	Order *o = (Order *)parked;
+
+	fuse_reply_err(fs_unpark(parked), err);
+	o->over = true;
+}
+
+static void order(const Handle *h, GBytes *text, Order *o)
+{
+	int err = h->ref.node->order(&h->ref, text, ordered, o);
+
+	if (err)
+		ordered(o, err);
+}
+
+static void write_order(fuse_req_t req, const Handle *h, const char *buf, size_t size)
+{
+	g_autoptr(GBytes) text = g_bytes_new(buf, size);
+	Order *o = g_new0(Order, 1);
+
+	o->size = size;
+	fs_park(&o->parked, req, order_ended);
+	order(h, text, o);
 }
 
 static void commit(fuse_req_t req, Handle *h, DocumentDone fn, void *arg)
@@ -382,6 +453,14 @@ static void commit(fuse_req_t req, Handle *h, DocumentDone fn, void *arg)
 
 	h->dirty = false;
 	h->truncated = false;
+	if (h->ref.node->judge) {
+		Order *o = g_new0(Order, 1);
+
+		o->fn = fn;
+		o->arg = arg;
+		order(h, text, o);
+		return;
+	}
 	fs_caller_groups(req, &who);
 	document_commit(h->ref.vm, text, &who, EINVAL, fn, arg);
 	g_free(who.groups);
@@ -436,7 +515,7 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
 		fuse_reply_err(req, EBADF);
 	else if (n->stream)
 		write_stream(req, h, buf, size, fi->flags);
-	else if (n->document)
+	else if (fs_is_whole(n))
 		write_document(req, h, buf, size, off);
 	else if (n->scratch)
 		write_scratch(req, h, buf, size, off);
@@ -444,6 +523,8 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
 		fs_write_blob(req, h, buf, size, off);
 	else if (n->store)
 		write_command(req, h, buf, size);
+	else if (n->order)
+		write_order(req, h, buf, size);
 	else
 		fuse_reply_err(req, EACCES);
 }
@@ -455,7 +536,7 @@ void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	(void)ino;
 	if (!h)
 		fuse_reply_err(req, 0);
-	else if (h->ref.node->document)
+	else if (fs_is_whole(h->ref.node))
 		flush_document(req, h);
 	else
 		flush_command(req, h);
@@ -466,7 +547,7 @@ void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_inf
 	const Handle *h = fs_handle(fi->fh);
 
 	(void)datasync;
-	if (h && h->ref.node->document)
+	if (h && fs_is_whole(h->ref.node))
 		fs_flush(req, ino, fi);
 	else
 		fuse_reply_err(req, 0);
@@ -479,8 +560,8 @@ void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	(void)ino;
 	/* Emptied and never written to (`: > spec.yaml`): only now it is known that nothing
 	 * follows. */
-	if (h && h->ref.node->document && (h->dirty || h->truncated) && !h->refused &&
-	    !h->ref.vm->removed) {
+	if (h && fs_is_whole(h->ref.node) && (h->dirty || h->truncated) && !h->refused &&
+	    !(h->ref.vm && h->ref.vm->removed)) {
 		commit(req, h, release_answer, document_request(req, h, 0));
 		return;
 	}

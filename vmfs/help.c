@@ -2,6 +2,7 @@
 /* The manual of the tree, made from the same rows that make the tree. */
 #include <string.h>
 
+#include "vmfs/netspec.h"
 #include "vmfs/node.h"
 
 typedef void (*RowFn)(const Node *n, const char *path, GString *out);
@@ -75,6 +76,8 @@ void node_help(GString *out)
 	g_string_append(out, "running, stopped, paused, asleep: make it so; done at once if it is\n"
 			     "\nKEYS of NAME/spec.yaml\n");
 	spec_help(out);
+	g_string_append(out, "\nKEYS of .vmfs/networks/NAME/spec.yaml\n");
+	netspec_help(out);
 }
 
 /* scdoc(5) gives these a meaning of their own. */
@@ -111,6 +114,8 @@ void node_man(GString *out)
 		"*running*, *stopped*, *paused*, *asleep*\n\tMake it so; done at once if it is.\n\n"
 		"# KEYS OF SPEC.YAML\n\n```\n");
 	spec_help(out);
+	g_string_append(out, "```\n\n# KEYS OF A NETWORK'S SPEC.YAML\n\n```\n");
+	netspec_help(out);
 	g_string_append(out, "```\n");
 }
 
@@ -146,5 +151,7 @@ void node_markdown(GString *out)
 		"| `running`, `stopped`, `paused`, `asleep` | make it so; done at once if it is |\n"
 		"<!-- keys -->\n```\n");
 	spec_help(out);
+	g_string_append(out, "```\n<!-- networks -->\n```\n");
+	netspec_help(out);
 	g_string_append(out, "```\n<!-- end -->\n");
 }

@@ -8,6 +8,7 @@
 #include "vmfs/err.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
+#include "vmfs/networks.h"
 #include "vmfs/node.h"
 #include "vmfs/notify.h"
 #include "vmfs/registry.h"
@@ -298,6 +299,7 @@ void host_changed(Host *host)
 {
 	const NodeRef dir = { .node = hosts_dir.child, .sub = host->number };
 
+	networks_host_changed(host);
 	vm_all_changed(EV_HOSTS);
 	notify_object_change(&dir, EV_HOSTS);
 }
@@ -312,6 +314,7 @@ static void close_host(Host *h)
 {
 	if (h->be && h->link)
 		h->be->cls->host_close(h);
+	networks_close(h);
 	host_answered(h);
 }
 

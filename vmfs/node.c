@@ -16,7 +16,7 @@ static const Node *by_id[256];
 static void check_row(const Node *n)
 {
 	int behaviours = !!n->show + !!n->dir + !!n->stream + !!n->target + !!n->link + !!n->file +
-			 !!n->ask + n->document + n->scratch;
+			 !!n->ask + !!n->fetch + n->document + n->scratch;
 
 	if (n->store && !behaviours)
 		behaviours = 1;
@@ -25,7 +25,8 @@ static void check_row(const Node *n)
 	g_assert(n->doc);
 	g_assert(S_ISDIR(n->mode) == !!n->dir);
 	g_assert(S_ISLNK(n->mode) == (n->link || n->target));
-	g_assert(!n->store || (n->mode & 0200));
+	g_assert((!n->store && !n->order) || (n->mode & 0200));
+	g_assert(!n->judge || (n->order && n->show));
 	by_id[n->id] = n;
 }
 

@@ -59,6 +59,9 @@ typedef struct StreamClass {
 /* How a change of the tree ended: 0 or an errno. */
 typedef void (*NodeDone)(void *arg, int err);
 
+/* Text that was fetched (borrowed), or an errno. */
+typedef void (*NodeFetched)(void *arg, GBytes *text, int err);
+
 /* What is done to a file that is written; err (0 or an errno) is that of a write. */
 typedef enum NodeEdit { EDIT_OPENED, EDIT_WROTE, EDIT_CLOSED } NodeEdit;
 
@@ -81,13 +84,25 @@ struct Node {
 	int (*edit)(const NodeRef *r);
 	void (*edited)(const NodeRef *r, NodeEdit what, int err);
 	AskKind ask;			  /* what the hypervisor says when it is opened */
-	size_t (*size)(const NodeRef *r); /* comes with show, where it is cheaper; or NULL */
+	size_t (*size)(const NodeRef *r); /* comes with show, where it is cheaper, or with fetch */
 	bool document;			  /* spec.yaml: taken as a whole on close */
 	bool scratch;			  /* an editor's file */
 
 	/* May come with show: what one write orders. Sets *op (a reference) if there is to wait. */
 	bool (*store)(const NodeRef *r, const char *data, size_t len, Op **op, GError **err);
 	void (*remove)(const NodeRef *r); /* unlink is allowed, and does this */
+
+	/*
+	 * May come with show, of what is the host's: what a write orders when that takes its time.
+	 * An errno as of a slot of Dir; it calls request_begin() itself. With judge() it is ordered
+	 * by close(2), of all that was written; judge() tells an errno when no text that follows
+	 * can make that good, else 0.
+	 */
+	int (*order)(const NodeRef *r, GBytes *text, NodeDone done, void *arg);
+	int (*judge)(const NodeRef *r, GBytes *text);
+	/* Of what is the host's: text that is found out when it is opened. Calls fn once, within
+	 * seconds, unless it returns an errno. */
+	int (*fetch)(const NodeRef *r, NodeFetched fn, void *arg);
 
 	/* Of what is the host's: owner and mode (NULL result: it is no more), and how they are
 	 * changed. Absent: the daemon's, as the row says, for good. */
@@ -157,7 +172,8 @@ void node_markdown(GString *out);
 /* nodes_vm.c, nodes_io.c, nodes_exec.c, nodes_host.c */
 extern const Dir vm_dir;
 extern const Dir io_dir;
-extern const Dir hosts_dir; /* nodes_hosts.c */
+extern const Dir hosts_dir;    /* nodes_hosts.c */
+extern const Dir networks_dir; /* nodes_networks.c */
 /* nodes_attach.c: rows from here on, in pairs of a directory and what is in it */
 #define ATTACH_ROWS 140
 extern const Dir disks_dir, nics_dir, shares_dir;

@@ -9,6 +9,7 @@
 #include "vmfs/attach.h"
 #include "vmfs/document.h"
 #include "vmfs/err.h"
+#include "vmfs/networks.h"
 #include "vmfs/node.h"
 #include "vmfs/notify.h"
 #include "vmfs/publish.h"
@@ -95,21 +96,29 @@ static char *value_of_disk(Vm *vm, const char *target, GError **err)
 static char *target_of_nic(Vm *vm, const void *object)
 {
 	const SpecNic *n = object;
+	g_autofree char *label = network_label(vm_host(vm), n->network);
 
-	(void)vm;
 	return !strcmp(n->network, "user") ? g_strdup(n->network)
-					   : g_strconcat("../../.vmfs/networks/", n->network, NULL);
+					   : g_strconcat("../../.vmfs/networks/", label, NULL);
 }
 
 static char *value_of_nic(Vm *vm, const char *target, GError **err)
 {
-	const char *inside, *network = target;
-	g_autofree char *path = resolve(vm, "nics", target, &inside);
+	const char *inside, *label, *at;
+	g_autofree char *path = resolve(vm, "nics", target, &inside), *name = NULL;
 
-	if (strchr(target, '/'))
-		network = name_in(inside, ".vmfs/networks/");
-	if (network)
-		return one_key("network", network);
+	if (!strchr(target, '/'))
+		return one_key("network", target);
+	label = name_in(inside, ".vmfs/networks/");
+	at = label ? strchr(label, '@') : NULL;
+	if (label && strcmp(at ? at + 1 : "local", vm_host(vm))) {
+		(void)err_set(err, EXDEV, "network %s is on host %s, and the machine on %s", label,
+			      at ? at + 1 : "local", vm_host(vm));
+		return NULL;
+	}
+	name = at ? g_strndup(label, (size_t)(at - label)) : g_strdup(label);
+	if (name)
+		return one_key("network", name);
 	(void)err_set(err, EINVAL,
 		      "'%.200s' is not a network: link to 'user', or to one in "
 		      ".vmfs/networks",

@@ -132,6 +132,8 @@ static const Node dot_rows[] = {
 	  .doc = "stream: the events of all VMs" },
 	{ 54, "backends", DIR(0755), .dir = &backends_dir, .doc = "the hypervisors: look here first" },
 	{ 55, "hosts", DIR(0755), .dir = &hosts_dir, .doc = "the hosts" },
+	{ 76, "networks", DIR(0755), .dir = &networks_dir,
+	  .doc = "the networks of the hosts, for `network:` in spec.yaml" },
 	{ 100, "images", DIR(0755), .dir = &images_dir, .attr = images_attr,
 	  .set_attr = images_set_attr, .doc = "names of base images, for `image:` in spec.yaml" },
 	{ 56, ".io", DIR(0755), .dir = &host_io_dir, .hidden = true, .doc = "where the streams are" },

@@ -327,11 +327,13 @@ static void flush_later(void)
 	loop_defer(flush, NULL);
 }
 
-/* The path of a directory that holds objects: the root, or one of a VM. */
+/* The path of a directory that holds objects: the root, one of a VM, or of the host. */
 static char *dir_path(const NodeRef *dir)
 {
 	if (dir->node == &root_node)
 		return g_strdup(notify.mountpoint);
+	if (!dir->vm)
+		return path_of(node_ino(dir));
 	return g_strconcat(notify.mountpoint, "/", dir->vm->name, "/", dir->node->name, NULL);
 }
 
@@ -342,6 +344,8 @@ bool notify_order(char kind, const NodeRef *dir, const char *name, const char *o
 	if (notify.fd < 0)
 		return false;
 	parent = dir_path(dir);
+	if (!parent)
+		return false;
 	path = g_strconcat(parent, "/", name, NULL);
 	second = kind == PUBLISH_RENAME ? g_strconcat(parent, "/", other, NULL) : g_strdup(other);
 	g_queue_push_tail(&notify.orders, message_new(kind, path, second));

@@ -24,7 +24,6 @@ static const char *const display_names[] = { "auto", "none", "vga", "virtio", NU
 static const char *const format_names[] = { "raw", "qcow2", NULL };
 static const char *const bus_names[] = { "virtio", "scsi", NULL };
 static const char *const share_type_names[] = { "auto", "virtiofs", "9p", NULL };
-static const char *const network_names[] = { "user", NULL };
 
 // clang-format off
 static const Field ssh_fields[] = {
@@ -66,8 +65,8 @@ static const Field disk_fields[] = {
 static const Section disk_section = { disk_fields, sizeof(SpecDisk), spec_check_disk };
 
 static const Field nic_fields[] = {
-	{ "network", FIELD_WORD, offsetof(SpecNic, network), .choices = network_names,
-	  .preset = "user", .doc = "what it is connected to; user: the host's network, by NAT" },
+	{ "network", FIELD_TEXT, offsetof(SpecNic, network), .preset = "user",
+	  .doc = "what it is connected to; user: the host's network, by NAT; else, with libvirt, a network of its host" },
 	{ "mac", FIELD_MAC, offsetof(SpecNic, mac),
 	  .doc = "its address; absent: made from the VM's id" },
 	{ "ports", FIELD_PORTS, offsetof(SpecNic, ports),
@@ -163,7 +162,7 @@ static const Field top_fields[] = {
 	{ "sim", FIELD_STRINGS, offsetof(Spec, sim), .doc = "options of the sim backend" },
 	{ 0 },
 };
-const Section spec_section = { top_fields, sizeof(Spec), spec_check_top };
+const Section spec_section = { top_fields, sizeof(Spec), spec_check_top, "cpus: 2" };
 // clang-format on
 
 static void port_free(void *arg)
@@ -212,22 +211,26 @@ static void section_clear(const Section *s, void *object)
 	}
 }
 
-static void disk_free(void *arg)
+void spec_object_free(const Section *s, void *object)
 {
-	SpecDisk *disk = arg;
-
-	section_clear(&disk_section, disk);
-	g_free(disk->name);
-	g_free(disk);
+	section_clear(s, object);
+	g_free(*(char **)object);
+	g_free(object);
 }
 
-static void nic_free(void *arg)
+static void disk_free(void *disk)
 {
-	SpecNic *nic = arg;
+	spec_object_free(&disk_section, disk);
+}
 
-	section_clear(&nic_section, nic);
-	g_free(nic->name);
-	g_free(nic);
+static void nic_free(void *nic)
+{
+	spec_object_free(&nic_section, nic);
+}
+
+static void share_free(void *share)
+{
+	spec_object_free(&share_section, share);
 }
 
 Spec *spec_ref(Spec *s)
@@ -243,15 +246,6 @@ void spec_unref(Spec *s)
 	section_clear(&spec_section, s);
 	g_bytes_unref(s->text);
 	g_free(s);
-}
-
-static void share_free(void *arg)
-{
-	SpecShare *share = arg;
-
-	section_clear(&share_section, share);
-	g_free(share->name);
-	g_free(share);
 }
 
 static GDestroyNotify element_free(const Field *f)
@@ -635,7 +629,12 @@ static void help_section(GString *out, const char *prefix, const Section *s)
 	}
 }
 
+void spec_help_section(GString *out, const Section *s)
+{
+	help_section(out, "", s);
+}
+
 void spec_help(GString *out)
 {
-	help_section(out, "", &spec_section);
+	spec_help_section(out, &spec_section);
 }

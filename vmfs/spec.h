@@ -45,7 +45,7 @@ typedef struct SpecPort {
 
 typedef struct SpecNic {
 	char *name;
-	char *network;	  /* "user" */
+	char *network;	  /* "user", or the name of one of its host's */
 	char *mac;	  /* or NULL: derived from the VM's id */
 	GPtrArray *ports; /* of SpecPort */
 } SpecNic;

@@ -66,6 +66,7 @@ struct Section {
 	size_t size;	     /* of the object; FIELD_NAMED: begins with its char *name */
 	/* What one key alone cannot tell. In a map that is open, keys may still come. */
 	bool (*check)(Reader *r, void *object, const YamlNode *map, GError **err);
+	const char *example; /* of a whole document: a line of it */
 };
 
 extern const Section spec_section; /* the whole document */
@@ -86,7 +87,14 @@ static inline void *spec_field_slot(const Field *f, const void *object)
 
 /* A scalar row's value from text into its slot; the sentence has no place in it. */
 bool spec_field_set(const Field *f, const char *text, void *slot, GError **err);
-/* A named object with its presets. */
+/* A named object with its presets, and its end. */
 void *spec_object_new(const Section *s, const char *name);
+void spec_object_free(const Section *s, void *object);
+/* An object from a document of its own; with `prefix`, from the complete lines of what is to be
+ * one. */
+bool spec_read_object(const Section *s, void *object, const char *text, size_t len, bool prefix,
+		      GError **err);
+/* As spec_help(). */
+void spec_help_section(GString *out, const Section *s);
 /* A spec with its presets, of that text. */
 Spec *spec_new(GBytes *text_take);

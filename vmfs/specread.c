@@ -478,6 +478,11 @@ bool spec_check_nic(Reader *r, void *object, const YamlNode *map, GError **err)
 {
 	const SpecNic *nic = object;
 
+	if (!specval_is_network(nic->network))
+		return fail(r, yaml_find(map, "network", NULL), err,
+			    "that is no name of a network: it has up to %d letters, digits, "
+			    "'.', '_' and '-'",
+			    SPECVAL_MAX_NETWORK);
 	if (nic->mac && !g_hash_table_add(r->once, g_strdup_printf("mac %s", nic->mac)))
 		return fail(r, yaml_find(map, "mac", NULL), err,
 			    "another nic has the mac %s already", nic->mac);
@@ -534,32 +539,50 @@ bool spec_check_top(Reader *r, void *object, const YamlNode *map, GError **err)
 
 typedef enum Manner { WHOLE, PREFIX, STORED } Manner;
 
-static Spec *read_document(const char *text, size_t len, Manner manner, GError **err)
+static bool read_text(const Section *s, void *object, const char *text, size_t len, Manner manner,
+		      GError **err)
 {
 	const bool prefix = manner == PREFIX;
 	static const YamlLimits max = { .depth = SPEC_MAX_DEPTH, .items = SPEC_MAX_ITEMS };
 	g_autoptr(GString) path = g_string_new(NULL);
 	g_autoptr(GHashTable) once = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
 	g_auto(YamlTree) tree = { 0 };
-	g_autoptr(Spec) spec = NULL;
 	Reader r = { .path = path, .once = once, .stored = manner == STORED };
 
 	yaml_load(&tree, text, len, prefix, &max);
-	spec = spec_new(g_bytes_new(text, len));
 	/* What was read before an error is judged first: its own faults come before that one. */
 	if (tree.root && !yaml_is_null(tree.root) && !is_undecided(tree.root)) {
-		if (tree.root->kind != YAML_IS_MAPPING) {
-			fail(&r, tree.root, err, "write lines of 'key: value', like 'cpus: 2'");
-			return NULL;
-		}
-		if (!read_section(&r, &spec_section, tree.root, spec, err))
-			return NULL;
+		if (tree.root->kind != YAML_IS_MAPPING)
+			return fail(&r, tree.root, err, "write lines of 'key: value', like '%s'",
+				    s->example);
+		if (!read_section(&r, s, tree.root, object, err))
+			return false;
 	}
 	if (tree.error && (tree.is_final || !prefix)) {
 		g_propagate_error(err, g_steal_pointer(&tree.error));
-		return NULL;
+		return false;
 	}
-	return g_steal_pointer(&spec);
+	return true;
+}
+
+bool spec_read_object(const Section *s, void *object, const char *text, size_t len, bool prefix,
+		      GError **err)
+{
+	const char *last = prefix && len ? memrchr(text, '\n', len) : NULL;
+
+	if (prefix && !last)
+		return true;
+	if (last)
+		len = (size_t)(last + 1 - text);
+	return read_text(s, object, text, len, prefix ? PREFIX : WHOLE, err);
+}
+
+static Spec *read_document(const char *text, size_t len, Manner manner, GError **err)
+{
+	g_autoptr(Spec) spec = spec_new(g_bytes_new(text, len));
+
+	return read_text(&spec_section, spec, text, len, manner, err) ? g_steal_pointer(&spec)
+								      : NULL;
 }
 
 static bool check_length(size_t len, GError **err)

@@ -232,6 +232,15 @@ bool specval_text(const char *text, char **ret, GError **err)
 	return true;
 }
 
+bool specval_is_network(const char *text)
+{
+	const size_t len = strlen(text);
+
+	return g_ascii_isalnum(*text) && len <= SPECVAL_MAX_NETWORK &&
+	       strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") ==
+		       len;
+}
+
 bool specval_is_image_name(const char *text)
 {
 	if (!g_ascii_isalnum(*text) && *text != '_')

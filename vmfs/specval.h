@@ -44,6 +44,9 @@ bool specval_vnc(const char *text, char **ret, GError **err);
 bool specval_port(const char *text, SpecPort *ret, GError **err);
 /* A name of a disk or a nic. */
 bool specval_is_name(const char *text);
+/* A name of a network that a spec can say. */
+#define SPECVAL_MAX_NETWORK 63
+bool specval_is_network(const char *text);
 /* A name of an image. */
 bool specval_is_image_name(const char *text);
 

@@ -50,10 +50,12 @@ typedef enum VmChange {
 	EV_SNAPSHOT = 1 << 14,
 	EV_HOST = 1 << 15, /* it is on another one */
 	/* Of no VM: */
-	EV_HOSTS = 1 << 16,    /* a host has come or gone */
-	EV_NETWORKS = 1 << 17, /* a network of one */
+	EV_HOSTS = 1 << 16,   /* a host has come or gone */
+	EV_NETWORK = 1 << 17, /* the state of a network of one */
+	EV_NETWORK_SPEC = 1 << 18,
+	EV_NETWORK_ERROR = 1 << 19,
 } VmChange;
-#define EV_COUNT 18
+#define EV_COUNT 20
 
 /* What chmod and chown said of one file; unset fields follow the VM. */
 typedef struct VmAttr {

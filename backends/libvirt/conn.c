@@ -13,6 +13,7 @@
 #include "backends/libvirt/lv.h"
 #include "vmfs/err.h"
 #include "vmfs/log.h"
+#include "vmfs/networks.h"
 
 #define THREADS		4
 #define KEEPALIVE_S	3 /* without a sign of life, then it is asked */
@@ -115,6 +116,7 @@ typedef struct Opening {
 	virNodeInfo node;
 	uint64_t free;
 	GPtrArray *found;
+	GPtrArray *networks; /* of NetworkInfo, or NULL */
 	GError *error;
 } Opening;
 
@@ -180,8 +182,11 @@ static void open_job(void *arg)
 	(void)virNodeGetInfo(o->virt, &o->node);
 	o->free = virNodeGetFreeMemory(o->virt);
 	/* Events first: what happens while the list is made is not to be missed. */
+	lv_net_events(o->virt, o->tag);
 	if (lv_events_begin(o->virt, o->tag, &o->error))
 		o->found = lv_list(o->virt, &o->error);
+	if (!o->error)
+		o->networks = lv_net_list(o->virt);
 }
 
 /* It says good-bye, and waits for the answer. */
@@ -230,12 +235,18 @@ static void opened(void *arg)
 		lh->tries = 0;
 		g_clear_pointer(&lh->why, g_free);
 		log_info("host %s: connected to %s", lh->host->name, o->uri);
+		if (o->networks)
+			networks_update(lh->host, o->networks);
 		lv_discovered(lh, g_steal_pointer(&o->found));
+		/* What was heard meanwhile may be younger than that. */
+		lv_net_look(lh);
 		host_changed(lh->host);
 	} else if (lh) {
 		lv_host_away(lh, g_strdup(o->error->message));
 	}
 	close_later(o->virt);
+	if (o->networks)
+		g_ptr_array_unref(o->networks);
 	if (o->found)
 		g_ptr_array_unref(o->found);
 	g_clear_error(&o->error);
@@ -288,6 +299,7 @@ void lv_host_away(LvHost *lh, char *why)
 	lv_host_trust(lh);
 	lh->outstanding = 0;
 	lv_look_no_more(lh);
+	lv_net_away(lh);
 	show_all(lh, (LvState){ VM_UNKNOWN, "host-away" });
 	lv_move_away(lh);
 	host_changed(lh->host);
@@ -347,6 +359,7 @@ void lv_host_close(Host *host)
 	timer_stop(&lh->retry);
 	lv_host_trust(lh);
 	lv_look_no_more(lh);
+	lv_net_away(lh);
 	close_later(lh->virt);
 	pool_free(lh->pool);
 	g_hash_table_unref(lh->domains);

@@ -344,4 +344,6 @@ const BackendClass libvirt_class = {
 	.host_is_up = lv_host_is_up,
 	.host_status = lv_host_status,
 	.host_node = lv_host_node,
+	.network_order = lv_network_order,
+	.network_leases = lv_network_leases,
 };

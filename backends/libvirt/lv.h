@@ -40,6 +40,9 @@ typedef struct LvHost {
 	Timer *doubt;	      /* until it is asked whether it is there at all, or has to be */
 	bool pinged;
 
+	/* networks.c */
+	GQueue net_jobs; /* one after the other: the first is under way */
+
 	/* discover.c */
 	GHashTable *looks; /* key to LvLook: those to be looked at */
 	GQueue to_look;	   /* of keys, owned by `looks` */
@@ -243,6 +246,20 @@ size_t lv_console_write(BackendVm *bv, const char *data, size_t len);
 /* ip.c */
 void lv_ip_start(LvVm *lv);
 void lv_ip_stop(LvVm *lv);
+
+/* networks.c */
+
+/* In the pool, on a new connection: as lv_events_begin(), for networks, where there are any. */
+void lv_net_events(virConnectPtr virt, void *tag);
+/* In the pool: all of them, of NetworkInfo; NULL: there can be none. */
+GPtrArray *lv_net_list(virConnectPtr virt);
+/* Look at all of them again. */
+void lv_net_look(LvHost *lh);
+/* The host is away, or goes. */
+void lv_net_away(LvHost *lh);
+void lv_network_order(Host *host, NetworkOrder order, const char *key, NetSpec *spec_take,
+		      BackendDone fn, void *arg);
+void lv_network_leases(Host *host, const char *key, BackendText fn, void *arg);
 
 /* ask.c */
 void lv_ask_screen(BackendVm *bv, Ask *a);

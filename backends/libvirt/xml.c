@@ -8,6 +8,7 @@
 
 #include "backends/libvirt/xmltree.h"
 #include "vmfs/err.h"
+#include "vmfs/specval.h"
 
 #define MAX_XML (16u << 20)
 
@@ -216,9 +217,17 @@ static void say_disks(xmlNode *devices, GString *out)
 	}
 }
 
-bool xmltree_is_nic(xmlNode *n)
+char *xmltree_nic_network(xmlNode *n)
 {
-	return xmltree_attr_is(n, "type", "user");
+	g_autofree char *name = NULL;
+
+	if (xmltree_attr_is(n, "type", "user"))
+		return g_strdup("user");
+	if (xmltree_attr_is(n, "type", "network"))
+		name = xmltree_attr(xmltree_find(n, "source"), "network");
+	/* One of that name could not be told from it. */
+	return name && specval_is_network(name) && strcmp(name, "user") ? g_steal_pointer(&name)
+									: NULL;
 }
 
 static void say_nics(xmlNode *devices, GString *out)
@@ -229,12 +238,13 @@ static void say_nics(xmlNode *devices, GString *out)
 	for (xmlNode *n = xmltree_next(devices->children, "interface"); n;
 	     n = xmltree_next(n->next, "interface"), i++) {
 		g_autofree char *mac = xmltree_attr(xmltree_find(n, "mac"), "address");
-		g_autofree char *name = NULL;
+		g_autofree char *name = NULL, *network = xmltree_nic_network(n);
 
-		if (!xmltree_is_nic(n))
+		if (!network)
 			continue;
 		name = xmltree_device_name(n, i);
-		g_string_append_printf(out, "%s  %s: {network: user", any ? "" : "nics:\n", name);
+		g_string_append_printf(out, "%s  %s: {network: %s", any ? "" : "nics:\n", name,
+				       network);
 		if (mac)
 			g_string_append_printf(out, ", mac: \"%s\"", mac);
 		g_string_append(out, "}\n");

@@ -258,6 +258,19 @@ static bool set_disk(const Edit *e, GError **err)
 	return true;
 }
 
+static void connect_nic(xmlNode *n, const char *network)
+{
+	const bool user = !strcmp(network, "user");
+	g_autofree char *have = xmltree_nic_network(n);
+
+	if (!g_strcmp0(have, network))
+		return;
+	drop(xmltree_find(n, "source"));
+	set_attr(n, "type", user ? "user" : "network");
+	if (!user)
+		set_attr(add_child(n, "source", NULL), "network", network);
+}
+
 static bool set_nic(const Edit *e, GError **err)
 {
 	xmlNode *devices = xmltree_find(e->domain, "devices");
@@ -278,6 +291,7 @@ static bool set_nic(const Edit *e, GError **err)
 		set_attr(add_child(n, "model", NULL), "type", "virtio");
 		set_alias(n, e->name);
 	}
+	connect_nic(n, nic->network);
 	(void)g_ptr_array_find(e->want->nics, nic, &index);
 	if (!nic->mac && is_new)
 		made = g_strdup_printf("52:54:00:%02x:%02x:%02x", (e->id >> 8) & 0xff, e->id & 0xff,

@@ -23,4 +23,5 @@ char *xmltree_text(const xmlNode *n);
 char *xmltree_device_name(xmlNode *device, unsigned index);
 /* NULL: it is not one that a spec can describe. */
 char *xmltree_disk_path(xmlNode *disk);
-bool xmltree_is_nic(xmlNode *interface);
+/* What it is connected to, as a spec says it; NULL likewise. */
+char *xmltree_nic_network(xmlNode *interface);

@@ -569,6 +569,14 @@ static bool check(Backend *be, const Spec *spec, GError **err)
 					       "sim: unknown key '%s'; known are ip, boot and ssh",
 					       (char *)key);
 	}
+	for (unsigned i = 0; i < spec->nics->len; i++) {
+		const SpecNic *n = spec->nics->pdata[i];
+
+		if (strcmp(n->network, "user"))
+			return err_set(err, EOPNOTSUPP,
+				       "nics.%s.network: backend 'sim' has no network '%s'",
+				       n->name, n->network);
+	}
 	if (after && !specval_duration(after, MAX_MS, &ms, err)) {
 		g_prefix_error(err, "sim.boot: ");
 		return false;

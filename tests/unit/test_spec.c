@@ -110,7 +110,7 @@ static const struct {
 	{ "cloud_init: {ssh_keys: [hunter2]}\n", "ssh_keys: is not a public ssh key", true },
 	{ "cloud_init: {ssh_keys: [ssh-rsa]}\n", "ssh_keys: is not a public ssh key", true },
 	{ "cloud_init: {ssh_keys: ['ssh-rsa AAAA\n\n  b']}\n", "must be one line", true },
-	{ "nics: {a: {network: lan}}\n", "'lan' is not known, only 'user' is", true },
+	{ "nics: {a: {network: a/b}}\n", "no name of a network", true },
 	{ "nics: {a: {mac: 52:54:00:12:34}}\n", "is not a MAC address", true },
 	{ "nics: {a: {mac: \"53:54:00:12:34:56\"}}\n", "is a multicast address", true },
 	{ "nics: {a: {mac: \"00:00:00:00:00:00\"}}\n", "cannot be an interface's", true },
