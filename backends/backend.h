@@ -168,6 +168,9 @@ void backend_state(BackendVm *bv, VmState state, const char *reason);
 /* The VMM is gone: VM_STOPPED, VM_CRASHED or VM_ASLEEP; exit_status as of waitpid(2), -1 when not
  * known. */
 void backend_gone(BackendVm *bv, VmState state, const char *reason, int exit_status);
+/* For a backend that does not find it in OP_ADOPT but later: backend_state() has just said what a
+ * restarted daemon did not know. */
+void backend_found(BackendVm *bv);
 /* The guest's addresses, best first (NULL-terminated, NULL: not known any more). */
 void backend_ips(BackendVm *bv, const char *const *ips);
 void backend_agent(BackendVm *bv, bool up);

@@ -189,9 +189,16 @@ def test_writer_waits_for_the_command(vm):
 # Real guests
 
 
+on_qemu, on_libvirt = (pytest.param("qemu", marks=pytest.mark.qemu),
+                       pytest.param("libvirt", marks=[pytest.mark.qemu, pytest.mark.libvirt]))
+real = pytest.mark.parametrize("backend", [on_qemu, on_libvirt], indirect=True)
+qemu_only = pytest.mark.parametrize("backend", [on_qemu], indirect=True)
+libvirt_only = pytest.mark.parametrize("backend", [on_libvirt], indirect=True)
+
+
 @pytest.fixture
-def guest_vm(qemu):
-    vm = qemu.vm()
+def guest_vm(backend):
+    vm = backend.vm()
     vm.do("start")
     vm.wait("agent", 60)
     return vm
@@ -202,23 +209,24 @@ def rss(pid):
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
 
 
-@pytest.mark.qemu
-def test_large_output(guest_vm, fs):
-    """100 MB, at first with nobody reading: nobody keeps it, and nothing of it is lost."""
-    vm, mib = guest_vm, 100
-    before = rss(fs.proc.pid) + rss(vm.pid)
+@real
+def test_large_output(guest_vm, fs, backend):
+    """Much of it, at first with nobody reading: nobody keeps it, and nothing of it is lost."""
+    vm, mib = guest_vm, {"qemu": 100, "libvirt": 3}[backend.name]
+    vmm = backend.vmm(vm)
+    before = rss(fs.pid) + rss(vmm)
     with vm.job(f"head -c {mib << 20} /dev/zero") as job:
         with vm.job("head -c 1000000 /dev/urandom >/tmp/r; sha256sum </tmp/r >&2; cat /tmp/r") as other:
             data = other.out()
             ours = vm.fs.sh(f"sha256sum < {other.file(data)}").stdout
             assert other.err().decode() == ours and other.status == "exit 0"
         assert job.status == "running"
-        assert rss(fs.proc.pid) + rss(vm.pid) < before + (64 << 10)
+        assert rss(fs.pid) + rss(vmm) < before + (64 << 10)
         vm.fs.sh(f"cmp {job / 'stdout'} <(head -c {mib}M /dev/zero)", timeout=120)
         assert job.status == "exit 0"
 
 
-@pytest.mark.qemu
+@real
 def test_survives_the_daemon(guest_vm, fs):
     """What was printed, what is running, and what waits for input."""
     done, running = guest_vm.job("seq 1 5000; exit 4"), guest_vm.job("read a; echo $a; cat; exit 7")
@@ -233,7 +241,7 @@ def test_survives_the_daemon(guest_vm, fs):
         job.dir.rmdir()
 
 
-@pytest.mark.qemu
+@real
 def test_readers_and_writers_over_a_crash(guest_vm, fs):
     """A pipeline through a command in the guest does not notice ten deaths of the daemon."""
     with guest_vm.job("cat; exit 5") as job:
@@ -252,7 +260,7 @@ def test_readers_and_writers_over_a_crash(guest_vm, fs):
         assert reader.text == "".join(f"line {n}\n" for n in range(1, 11)) + "exit 5\n"
 
 
-@pytest.mark.qemu
+@real
 def test_leaves_nothing(guest_vm, fs):
     before = fs.stored()
     for _ in range(3):
@@ -261,7 +269,7 @@ def test_leaves_nothing(guest_vm, fs):
     assert fs.stored() == before
 
 
-@pytest.mark.qemu
+@qemu_only
 def test_port_is_taken_away(guest_vm, fs):
     """The owner can do that in the monitor: its stream is at its end, and nothing turns in circles."""
     vm = guest_vm
@@ -277,9 +285,9 @@ def test_port_is_taken_away(guest_vm, fs):
         until(lambda: job.status == "signal 9", "it is ended")
 
 
-@pytest.mark.qemu
-def test_no_agent(qemu):
-    vm = qemu.vm(spec=qemu.spec("vmfs.noagent"))
+@real
+def test_no_agent(backend):
+    vm = backend.vm(spec=backend.spec("vmfs.noagent"))
     vm.do("start")
     with vm.job() as job, fails(ENXIO):
         job.run("echo hello")
@@ -290,32 +298,89 @@ def test_no_agent(qemu):
 LIAR = """P=; for p in /sys/class/virtio-ports/*; do
 grep -q guest_agent $p/name && P=/dev/${p##*/}; done; exec 3<>$P; while :; do
 read -r l <&3 || { sleep 0.1; continue; }; case $l in *sync*) id=${l##*:}; printf '\\377{"return": %s}\\n' "${id%%\\}*}" >&3;;
+*guest-file*) echo '{"error": {"class": "GenericError", "desc": "none"}}' >&3;;
 *guest-exec-status*) echo 'STATUS' >&3;; *guest-exec*) echo 'EXEC' >&3;; esac; done
 """
 
 
+COMPLAINT = '{"return": {"exited": true, "err-data": "bm8gc2hlbGw="}}'
+NONSENSE = '{"return": {"exited": true, "exitcode": 1e99}}'
+
+
+@pytest.mark.parametrize("backend,answer,status,errno", [
+    (*on_qemu.values, '{"return": {"pid": -5}}', "", EPROTO),
+    (*on_qemu.values, '{"return": {"pid": "1"}}', "", EPROTO),
+    (*on_qemu.values, '{"return": [[[[[[', "", ETIMEDOUT),
+    (*on_qemu.values, '{"error": {"class": "GenericError", "desc": "no"}}', "", EIO),
+    (*on_qemu.values, '{"return": {"pid": 99}}', COMPLAINT, EIO),
+    (*on_qemu.values, '{"return": {"pid": 99}}', NONSENSE, None),
+    # libvirt is between: what it makes of such answers is its own affair.
+    (*on_libvirt.values, '{"return": {"pid": -5}}', "", (EIO, EPROTO, ETIMEDOUT)),
+], indirect=["backend"])
 @pytest.mark.qemu
-@pytest.mark.parametrize("answer,status,errno", [
-    ('{"return": {"pid": -5}}', "", EPROTO),
-    ('{"return": {"pid": "1"}}', "", EPROTO),
-    ('{"return": [[[[[[', "", ETIMEDOUT),
-    ('{"error": {"class": "GenericError", "desc": "no"}}', "", EIO),
-    ('{"return": {"pid": 99}}', '{"return": {"exited": true, "err-data": "bm8gc2hlbGw="}}', EIO),
-    ('{"return": {"pid": 99}}', '{"return": {"exited": true, "exitcode": 1e99}}', None),
-])
-def test_agent_that_lies(qemu, answer, status, errno):
-    vm = qemu.vm(spec=qemu.spec("vmfs.noagent"))
+def test_agent_that_lies(backend, answer, status, errno):
+    vm = backend.vm(spec=backend.spec("vmfs.noagent"))
     vm.do("start")
-    qemu.booted(vm)
+    backend.booted(vm)
     liar = LIAR.replace("STATUS", status).replace("EXEC", answer).replace("\n", " ")
     vm.write("console", liar + "\n", 0)
     vm.wait("agent")
     with vm.job() as job:
         if errno:
-            with fails(errno):
+            with fails(*(errno if isinstance(errno, tuple) else (errno,))):
                 job.run("echo hello")
+            vm.error()
             assert job.status == "new"
         else:
             job.run("echo hello")
             assert job.out() == b"" and job.status == "lost agent"
     assert vm.state == "running"
+
+
+# As agents are everywhere: with nothing but the agent
+
+
+@libvirt_only
+def test_agent_that_stands_still(guest_vm, backend):
+    """It is told when a command is to begin; what runs goes on when it answers again."""
+    vm = guest_vm
+    backend.booted(vm)
+    with vm.job("cat; exit 3") as job:
+        vm.write("console", "killall -STOP qemu-ga; echo sto''pped\n", 0)
+        vm.follow("console").expect("^stopped")
+        with vm.job() as other, fails(ETIMEDOUT):
+            other.run("echo hello")
+        assert job.status == "running" and vm.state == "running"
+        vm.write("console", "killall -CONT qemu-ga\n", 0)
+        job.write("stdin", "hello\n")
+        assert job.out() == b"hello\n" and job.status == "exit 3"
+
+
+@libvirt_only
+def test_libvirtd_is_killed(guest_vm, backend):
+    vm = guest_vm
+    with vm.job("cat; exit 3") as job:
+        backend.libvirtd.kill()
+        backend.libvirtd.answers()
+        until(lambda: vm.state == "running", "it is seen again")
+        job.write("stdin", "hello\n")
+        assert job.out() == b"hello\n" and job.status == "exit 3"
+
+
+@libvirt_only
+def test_goes_with_a_command_of_its_own(guest_vm):
+    """What a command leaves behind does not keep it from its end, and prints into the void."""
+    with guest_vm.job("(while :; do echo more; sleep 0.1; done) & echo done") as job:
+        assert job.out().startswith(b"done\n") and job.status == "exit 0"
+
+
+@libvirt_only
+def test_leaves_nothing_in_the_guest(guest_vm):
+    vm = guest_vm
+    with vm.job("exit 1") as job:
+        job.out()
+    with vm.job("yes") as job:
+        job.write("status", "signal 9\n")
+        job.out()
+    with vm.job("ls -d /run/vmfs-exec-*") as job:
+        until(lambda: len(job.out().splitlines()) == 1, "only its own directory is there")

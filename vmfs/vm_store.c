@@ -187,16 +187,8 @@ bool vm_load_meta(Vm *vm, GBytes *meta)
 	return load_home(vm, file);
 }
 
-void vm_save_run(Vm *vm)
+static void save_state(const Vm *vm, GKeyFile *file)
 {
-	g_autoptr(GKeyFile) file = NULL;
-	g_autoptr(GBytes) bytes = NULL;
-	guint hash;
-
-	/* Of one that is in a hypervisor's books, that knows better. */
-	if (vm->removed || vm->home.be)
-		return;
-	file = g_key_file_new();
 	g_key_file_set_string(file, "vm", "state", vm_state_name(vm->state));
 	g_key_file_set_string(file, "vm", "pushed", vm_state_name(vm->pushed));
 	if (vm->reason)
@@ -206,6 +198,20 @@ void vm_save_run(Vm *vm)
 	lifetime_save_run(vm, file);
 	if (vm->op && !op_done(vm->op))
 		g_key_file_set_string(file, "vm", "operation", op_verb(vm->op)->name);
+}
+
+void vm_save_run(Vm *vm)
+{
+	g_autoptr(GKeyFile) file = NULL;
+	g_autoptr(GBytes) bytes = NULL;
+	guint hash;
+
+	/* Of one that is in a hypervisor's books, that knows better; but not of its commands. */
+	if (vm->removed || (vm->home.be && !vm->exec && !vm->run))
+		return;
+	file = g_key_file_new();
+	if (!vm->home.be)
+		save_state(vm, file);
 	if (vm->bv && (vm_is_live(vm) || vm_is_asleep(vm))) {
 		g_key_file_set_string(file, "vm", "backend", vm->bv->be->cls->name);
 		if (vm->bv->be->cls->save)
@@ -319,6 +325,8 @@ static void load_run(Vm *vm)
 	if (!file)
 		return;
 	vm->run = file;
+	if (!g_key_file_has_key(file, "vm", "state", NULL))
+		return;
 	state = g_key_file_get_string(file, "vm", "state", NULL);
 	pushed = g_key_file_get_string(file, "vm", "pushed", NULL);
 	s = state ? vm_state_find(state) : VM_STATE_MAX;
@@ -399,6 +407,20 @@ void vm_recover(Vm *vm, uint32_t id)
 	vm_set_error(vm, "load", e);
 }
 
+static void adopt_jobs(Vm *vm, bool live)
+{
+	if (vm->run)
+		exec_adopt(vm, vm->run, live);
+	g_clear_pointer(&vm->run, g_key_file_unref);
+	vm_save_run(vm);
+}
+
+void backend_found(BackendVm *bv)
+{
+	if (bv->vm->run)
+		adopt_jobs(bv->vm, vm_is_live(bv->vm));
+}
+
 static const Verb adopt_verb = {
 	.name = "adopt",
 	.kind = OP_ADOPT,
@@ -427,10 +449,9 @@ static void adopt_ended(Op *op)
 		vm_set_error(vm, verb, cut);
 	}
 	vm_refresh_state(vm);
-	if (vm->run)
-		exec_adopt(vm, vm->run, !e && vm_is_live(vm));
-	g_clear_pointer(&vm->run, g_key_file_unref);
-	vm_save_run(vm);
+	/* Else their backend says when it knows. */
+	if (!vm->home.be)
+		adopt_jobs(vm, !e && vm_is_live(vm));
 	op_unref(op);
 	vm_run_next(vm);
 	/* What its predecessor had begun. */

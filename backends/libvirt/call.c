@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "backends/libvirt/call.h"
 
+#include <errno.h>
 #include <libvirt/virterror.h>
 
 #include "vmfs/err.h"
@@ -9,6 +10,7 @@
 #define PING_MS	    3000 /* that an answer to a ping may take */
 #define MAX_PINGING 16	 /* hosts at once */
 #define MAX_SLOW    8	 /* at once, of all hosts */
+#define MAX_GUESTS  32	 /* that are waited for at once, of all hosts */
 
 /* ---- does it answer? ---- */
 
@@ -99,6 +101,16 @@ void lv_host_slow_work(LvHost *lh, void (*work)(void *job), void (*done)(void *j
 	pool_work(pool, work, done, job);
 }
 
+void lv_host_guest_work(LvHost *lh, void (*work)(void *job), void (*done)(void *job), void *job)
+{
+	static Pool *pool;
+
+	if (!pool)
+		pool = pool_new(MAX_GUESTS);
+	begin(lh);
+	pool_work(pool, work, done, job);
+}
+
 void lv_host_worked(const void *tag)
 {
 	LvHost *lh = lv_host_at(tag);
@@ -113,10 +125,11 @@ void lv_host_worked(const void *tag)
 static void run(void *job)
 {
 	LvCall *c = job;
+
 	c->dom = virDomainLookupByUUIDString(c->virt, c->key);
 	if (!c->dom && !(c->absent && virGetLastErrorCode() == VIR_ERR_NO_DOMAIN)) {
 		lv_error(&c->error, "libvirt cannot find it");
-	} else if (c->work(c, &c->error) && c->dom) {
+	} else if (c->work(c, &c->error) && c->dom && !c->guest) {
 		(void)lv_state_now(c->dom, &c->state);
 	}
 	if (c->dom)
@@ -127,6 +140,8 @@ static void run(void *job)
 	(void)virConnectClose(c->virt);
 }
 
+static void send_next(LvVm *lv);
+
 static void finished(void *job)
 {
 	LvCall *c = job;
@@ -134,6 +149,8 @@ static void finished(void *job)
 	lv_host_worked(c->tag);
 	if (c->lv)
 		g_ptr_array_remove_fast(c->lv->calls, c);
+	if (c->lv && c->lv->guest_call == c)
+		send_next(c->lv);
 	c->done(c);
 	vm_unref(c->vm);
 	spec_unref(c->spec);
@@ -166,15 +183,53 @@ LvCall *lv_call_new(LvVm *lv, bool (*work)(LvCall *c, GError **err), void (*done
 	return c;
 }
 
-void lv_call_send(LvCall *c)
+static void send_now(LvCall *c)
 {
 	c->virt = c->lv->host->virt;
 	(void)virConnectRef(c->virt);
 	g_ptr_array_add(c->lv->calls, c);
-	if (c->slow)
+	if (c->guest)
+		lv_host_guest_work(c->lv->host, run, finished, c);
+	else if (c->slow)
 		lv_host_slow_work(c->lv->host, run, finished, c);
 	else
 		lv_host_work(c->lv->host, run, finished, c);
+}
+
+/* It never went out, so the host does not owe an answer. */
+static void unsent(void *job)
+{
+	LvCall *c = job;
+
+	c->tag = NULL;
+	finished(c);
+}
+
+static void send_next(LvVm *lv)
+{
+	LvCall *c = lv->guest_call = g_queue_pop_head(&lv->guest_calls);
+
+	if (!c)
+		return;
+	if (lv_host_need(lv->host, &c->error)) {
+		c->tag = lv_host_tag(lv->host);
+		send_now(c);
+	} else {
+		loop_defer(unsent, c);
+	}
+}
+
+void lv_call_send(LvCall *c)
+{
+	LvVm *lv = c->lv;
+
+	if (c->guest && lv->guest_call) {
+		g_queue_push_tail(&lv->guest_calls, c);
+		return;
+	}
+	if (c->guest)
+		lv->guest_call = c;
+	send_now(c);
 }
 
 bool lv_call_alive(const LvCall *c)
@@ -191,4 +246,10 @@ void lv_call_forget(LvVm *lv)
 		c->op = NULL;
 	}
 	g_ptr_array_set_size(lv->calls, 0);
+	for (LvCall *c; (c = g_queue_pop_head(&lv->guest_calls));) {
+		c->lv = NULL;
+		c->op = NULL;
+		(void)err_set(&c->error, ECANCELED, "its VM is no more");
+		loop_defer(unsent, c);
+	}
 }

@@ -26,6 +26,7 @@ struct LvCall {
 	virDomainPtr dom; /* looked up by key before work(); NULL if `absent` and there is none */
 	bool absent;	  /* there may be no such domain */
 	bool slow;	  /* in the threads for that */
+	bool guest;	  /* waits for the guest's agent: in the threads for that, one a VM */
 	char *name;
 	Spec *spec, *have; /* references of the loop's */
 	unsigned id;

@@ -54,9 +54,11 @@ static int errno_of(const virError *e)
 void lv_error(GError **err, const char *what)
 {
 	const virError *e = virGetLastError();
+	/* It may quote what a guest has said. */
+	g_autofree char *why = e && e->message ? g_utf8_make_valid(e->message, -1) : NULL;
 
 	(void)err_set(err, e ? errno_of(e) : EIO, "%s: %s", what,
-		      e && e->message ? e->message : "libvirt does not say why");
+		      why ? why : "libvirt does not say why");
 }
 
 static void say_nothing(void *arg, virErrorPtr error)

@@ -30,8 +30,10 @@ static void heard(void *arg)
 		lv_look(lh, h->key);
 	if (lv && h->agent)
 		lv_agent(lv, h->agent > 0);
-	if (lv && h->rebooted)
+	if (lv && h->rebooted) {
+		exec_lost(&lv->base, "reset");
 		lv_op_rebooted(lv);
+	}
 	g_free(h->name);
 	g_free(h);
 }

@@ -23,8 +23,10 @@ void lv_show(LvVm *lv, LvState s)
 
 	if (s.state == VM_STOPPED && lv->ending)
 		s.reason = lv->ending;
-	if (s.state == VM_STOPPED || s.state == VM_CRASHED || s.state == VM_ASLEEP)
+	if (s.state == VM_STOPPED || s.state == VM_CRASHED || s.state == VM_ASLEEP) {
 		forget_run(lv);
+		vm_remove_run_dir(vm);
+	}
 	/* What is known of its end is not to be forgotten for a word that says less. */
 	if (s.state == before && s.state == VM_STOPPED && !s.reason)
 		s.reason = vm->reason;
@@ -34,14 +36,20 @@ void lv_show(LvVm *lv, LvState s)
 		backend_gone(&lv->base, s.state, s.reason, -1);
 	else
 		backend_state(&lv->base, s.state, s.reason);
+	if (s.state != VM_UNKNOWN)
+		backend_found(&lv->base);
+	if (s.state == VM_RUNNING)
+		lv_exec_look(lv);
 	lv_op_look(lv);
 }
 
 void lv_agent(LvVm *lv, bool up)
 {
 	backend_agent(&lv->base, up);
-	if (!up)
+	if (!up) {
+		exec_lost(&lv->base, "agent");
 		return;
+	}
 	lv_op_agent_up(lv);
 	lv_ip_start(lv);
 }
@@ -323,6 +331,8 @@ const BackendClass libvirt_class = {
 		[OP_REDEFINE] = lv_redefine,
 		[OP_MIGRATE] = lv_migrate,
 		[OP_APPLY] = lv_apply,
+		[OP_EXEC] = lv_exec_start,
+		[OP_EXEC_SIGNAL] = lv_exec_signal,
 		[OP_ADOPT] = adopt,
 	},
 	.ask = {
@@ -346,4 +356,5 @@ const BackendClass libvirt_class = {
 	.host_node = lv_host_node,
 	.network_order = lv_network_order,
 	.network_leases = lv_network_leases,
+	.exec = &lv_exec,
 };

@@ -54,9 +54,11 @@ typedef struct LvConsole LvConsole;
 
 typedef struct LvVm {
 	BackendVm base;
-	LvHost *host;	  /* NULL: it is not known there */
-	char *xml;	  /* of the domain as it is defined; NULL: not known, or not defined */
-	GPtrArray *calls; /* of LvCall: those that are under way */
+	LvHost *host;	    /* NULL: it is not known there */
+	char *xml;	    /* of the domain as it is defined; NULL: not known, or not defined */
+	GPtrArray *calls;   /* of LvCall: those that are under way */
+	void *guest_call;   /* the LvCall that waits for the guest's agent; NULL: none */
+	GQueue guest_calls; /* of LvCall: its followers */
 
 	/* verbs.c: the op that waits for an answer or an event. */
 	Op *op;
@@ -148,6 +150,8 @@ void lv_close_work(void (*work)(void *job), void (*done)(void *job), void *job);
 void lv_host_work(LvHost *lh, void (*work)(void *job), void (*done)(void *job), void *job);
 /* The same for what takes as long as a guest is large: in threads that nobody else needs. */
 void lv_host_slow_work(LvHost *lh, void (*work)(void *job), void (*done)(void *job), void *job);
+/* And for what takes as long as a guest likes. */
+void lv_host_guest_work(LvHost *lh, void (*work)(void *job), void (*done)(void *job), void *job);
 /* For done(): one of `tag`'s has come back. */
 void lv_host_worked(const void *tag);
 void lv_host_trust(LvHost *lh);
@@ -260,6 +264,13 @@ void lv_net_away(LvHost *lh);
 void lv_network_order(Host *host, NetworkOrder order, const char *key, NetSpec *spec_take,
 		      BackendDone fn, void *arg);
 void lv_network_leases(Host *host, const char *key, BackendText fn, void *arg);
+
+/* exec.c */
+extern const ExecClass lv_exec;
+void lv_exec_start(BackendVm *bv, Op *op);
+void lv_exec_signal(BackendVm *bv, Op *op);
+/* It may run again: what waited for that goes on. */
+void lv_exec_look(LvVm *lv);
 
 /* ask.c */
 void lv_ask_screen(BackendVm *bv, Ask *a);

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backends/agentexec.h"
 #include "backends/qemu/qemu.h"
 #include "vmfs/err.h"
 #include "vmfs/exec.h"
@@ -29,7 +30,6 @@
  * it answers us, it has had one.
  */
 #define SETTLE_TURNS 5
-#define MAX_STATUS   255
 
 typedef struct QemuJob {
 	QemuVm *q;
@@ -279,43 +279,11 @@ static void ask_later(QemuJob *j)
 	j->pause_ms = MIN(j->pause_ms * 2, MAX_PAUSE_MS);
 }
 
-static bool is_number(const json_t *value, json_int_t min, json_int_t max)
-{
-	return json_is_integer(value) && json_integer_value(value) >= min &&
-	       json_integer_value(value) <= max;
-}
-
-char *qemu_exec_end(const json_t *result)
-{
-	const json_t *code = json_object_get(result, "exitcode");
-	const json_t *sig = json_object_get(result, "signal");
-
-	if (is_number(sig, 1, EXEC_MAX_SIGNAL))
-		return g_strdup_printf("signal %d", (int)json_integer_value(sig));
-	if (is_number(code, 0, MAX_STATUS))
-		return g_strdup_printf("exit %d", (int)json_integer_value(code));
-	return NULL;
-}
-
-char *qemu_exec_complaint(const json_t *result)
-{
-	const char *text = json_string_value(json_object_get(result, "err-data"));
-	g_autofree guchar *data = NULL;
-	gsize len = 0;
-
-	if (!text)
-		return NULL;
-	data = g_base64_decode(text, &len);
-	g_autofree char *words = g_utf8_make_valid((char *)data, (gssize)len);
-	g_strstrip(words);
-	return *words ? g_steal_pointer(&words) : NULL;
-}
-
 /* Whether the command itself was ever run, the wrapper's complaints tell. */
 static void take_end(QemuJob *j, const json_t *result)
 {
-	g_autofree char *end = qemu_exec_end(result);
-	g_autofree char *why = qemu_exec_complaint(result);
+	g_autofree char *end = agentexec_end(result);
+	g_autofree char *why = agentexec_complaint(result);
 
 	if (j->op && op_kind(j->op) == OP_EXEC && why) {
 		op_fail(j->op, err_new(EIO, "the guest cannot run it: %s", why));
@@ -491,16 +459,14 @@ static void ports_undo(Op *op, void *ctx)
 static void exec_answered(void *arg, const json_t *result, const GError *err)
 {
 	QemuJob *j = arg;
-	const json_t *pid = json_object_get(result, "pid");
 
 	if (err) {
 		const int code = err_code(err);
 
 		op_fail(j->op, err_new(code == ENOTCONN ? ENXIO : code, "%s", err->message));
-	} else if (!is_number(pid, 2, INT32_MAX)) {
+	} else if (!agentexec_pid(result, &j->pid)) {
 		op_fail(j->op, err_new(EPROTO, "the guest's agent did not tell a process id"));
 	} else {
-		j->pid = json_integer_value(pid);
 		ask_later(j);
 		if (j->opened)
 			begun(j);
@@ -600,23 +566,16 @@ void qemu_exec_signal(BackendVm *bv, Op *op)
 {
 	QemuVm *q = qemu_of(bv);
 	QemuJob *j = run_of(op_arg(op));
-	/* To all that it has started, unless there is no setsid in the guest. */
-	static const char script[] = "kill -\"$1\" -\"$2\" 2>/dev/null || kill -\"$1\" \"$2\"";
 	GError *e = NULL;
-	char sig[8], pid[24];
 
 	if (!check_agent(q, &e)) {
 		op_fail(op, e);
 		return;
 	}
-	g_snprintf(sig, sizeof sig, "%d", j->job->signal);
-	g_snprintf(pid, sizeof pid, "%" JSON_INTEGER_FORMAT, j->pid);
 	j->op = op;
 	op_on_cancel(op, signal_cancel, j);
-	agent_request(q->agent, "guest-exec",
-		      json_pack("{s:s,s:[s,s,s,s,s]}", "path", "/bin/sh", "arg", "-c", script,
-				"vmfs", sig, pid),
-		      false, AGENT_TIMEOUT_MS, signalled, j);
+	agent_request(q->agent, "guest-exec", agentexec_signal(j->pid, j->job->signal), false,
+		      AGENT_TIMEOUT_MS, signalled, j);
 }
 
 /* ---- streams ---- */

@@ -387,8 +387,3 @@ void qemu_exec_signal(BackendVm *bv, Op *op);
 void qemu_exec_port(QemuVm *q, const char *id, bool open);
 /* A device is gone, which may have been such a port. */
 void qemu_exec_unplugged(QemuVm *q, const char *device);
-/* How it ended, in the answer to guest-exec-status, as `status` has it; NULL: that makes no sense.
- */
-char *qemu_exec_end(const json_t *result);
-/* What the wrapper of the command complains of, or NULL. */
-char *qemu_exec_complaint(const json_t *result);

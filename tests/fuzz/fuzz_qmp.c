@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backends/agentexec.h"
 #include "backends/qemu/qemu.h"
 
 #define COMMANDS 4
@@ -84,7 +85,7 @@ static void check_ips(GPtrArray *take)
 
 static void check_exec(const json_t *result)
 {
-	g_autofree char *end = qemu_exec_end(result), *why = qemu_exec_complaint(result);
+	g_autofree char *end = agentexec_end(result), *why = agentexec_complaint(result);
 	char word[8];
 	int n;
 

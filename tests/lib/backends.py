@@ -129,8 +129,12 @@ class Qemu:
 
     settled = Sim.settled
 
+    def vmm(self, vm):
+        """The process id of its QEMU."""
+        return vm.pid
+
     def crash(self, vm):
-        os.kill(vm.pid, signal.SIGKILL)
+        os.kill(self.vmm(vm), signal.SIGKILL)
 
     def poweroff(self, vm):
         vm.write("console", "poweroff\n", 0)
@@ -159,8 +163,8 @@ class Libvirt(Qemu):
             vm.do("resume")
         return vm.state
 
-    def crash(self, vm):
-        os.kill(self.libvirtd.vmm(vm.name), signal.SIGKILL)
+    def vmm(self, vm):
+        return self.libvirtd.vmm(vm.name)
 
 
 BACKENDS = {cls.name: cls for cls in (Sim, Qemu, Libvirt)}
