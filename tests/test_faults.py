@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from lib.backends import Sim
 from lib.faults import VMM, Faults, survived
 from lib.util import alive, get, processes, put, until
 
@@ -204,6 +205,50 @@ class Watching(Load):
         os.close(self.fd)
 
 
+class Snapshots(Load):
+    """Taken, gone back to, dropped. What a crash cuts off is told of, and is not there."""
+
+    def __init__(self, fs, seed, vm):
+        super().__init__(fs, seed)
+        self.vm, self.words, self.cut_off, self.memory = vm, {}, 0, None
+        vm.do("start")
+
+    def turn(self):
+        if len(self.words) < 3:
+            self.take(f"s{self.done}")
+        elif self.chance.random() < 0.5:
+            name = self.chance.choice(sorted(self.words))
+            self.vm.do(f"restore {name}")
+            self.memory = self.words[name]
+        else:
+            name = self.chance.choice(sorted(self.words))
+            os.rmdir(self.vm / "snapshots" / name)
+            del self.words[name]
+        assert sorted(os.listdir(self.vm / "snapshots")) == sorted(self.words)
+
+    def take(self, name):
+        self.memory = f"word{self.done}"
+        self.vm.sim(f"remember {self.memory}")
+        os.mkdir(self.vm / "snapshots" / name)
+        self.vm.wait("snapshots")
+        if name in os.listdir(self.vm / "snapshots"):
+            self.words[name] = self.memory
+        else:
+            assert name in self.vm.error("ECANCELED", "snapshot")[2]
+            self.cut_off += 1
+
+    def check(self):
+        assert self.vm.state == "running"
+        sim = Sim(self.fs)
+        for name, word in [(None, self.memory), *self.words.items()]:
+            if name:
+                self.vm.do(f"restore {name}")
+            assert sim.recall(self.vm) == word, name
+        self.vm.do("kill")
+        for name in self.words:
+            os.rmdir(self.vm / "snapshots" / name)
+
+
 def kill_at_random(fs, n, loads, seed, longest=0.25):
     chance = random.Random(seed)
     for kill in range(n):
@@ -221,6 +266,7 @@ def sim_loads(fs, vms):
     third = max(1, vms // 3)
     return [Commands(fs, 1, plain[:third]), Commands(fs, 2, plain[third:2 * third]),
             Documents(fs, 3, fs.vm("doc", "backend: sim\n")), Names(fs, 4),
+            Snapshots(fs, 8, fs.vm("snap", "backend: sim\n")),
             Typing(fs, 5, fs.vm("con", "backend: sim\n")),
             Waiting(fs, 6, fs.vm("wait", "backend: sim\n")),
             Watching(fs, 7, fs.vm("watch", "backend: sim\n"))]
@@ -255,9 +301,8 @@ def run_loads(fs, loads, kills, what, longest=0.25):
                 for load in loads})
 
 
-@pytest.mark.parametrize("kills, vms", [(20, 12), pytest.param(200, 100, marks=pytest.mark.slow)])
-def test_kills_under_load(fs, kills, vms):
-    run_loads(fs, sim_loads(fs, vms), kills, "kill -9 of the daemon, sim VMs")
+def test_kills_under_load(fs):
+    run_loads(fs, sim_loads(fs, 12), 20, "kill -9 of the daemon, sim VMs")
     check_nothing_is_left(fs)
 
 
@@ -269,17 +314,19 @@ class RealCommands(Commands):
 
 def check_one_vmm_each(fs):
     """No VMM is orphaned, none doubled."""
-    vms = [fs.vm(name) for name in fs.names()]
+    vms = [fs.vm(name) for name in fs.names() if name.startswith("q")]
     assert sorted(vm.pid for vm in vms if vm.state != "stopped") == sorted(
         pid for pid in processes(f"{fs.run}/") if "qemu" in os.readlink(f"/proc/{pid}/exe"))
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("kills, vms", [(10, 1), pytest.param(60, 3, marks=pytest.mark.slow)])
-def test_kills_under_load_with_real_machines(fs, qemu, kills, vms):
-    loads = [RealCommands(fs, n, [qemu.vm(f"q{n}")]) for n in range(vms)]
+@pytest.mark.parametrize("kills, sims, reals", [
+    (10, 0, 1), pytest.param(200, 100, 3, marks=pytest.mark.slow)])
+def test_kills_under_load_with_real_machines(fs, qemu, kills, sims, reals):
+    loads = [RealCommands(fs, n, [qemu.vm(f"q{n}")]) for n in range(reals)]
+    loads += sim_loads(fs, sims) if sims else []
     # Rarer: a start that is killed takes seconds to be begun anew, and there is to be work done.
-    run_loads(fs, loads, kills, "kill -9 of the daemon, QEMU", longest=1)
+    run_loads(fs, loads, kills, f"kill -9 of the daemon, {reals} QEMU, {sims} sim VMs", longest=1)
     check_one_vmm_each(fs)
     check_nothing_is_left(fs)
 

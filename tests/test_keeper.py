@@ -59,6 +59,12 @@ def crash(fs, sig=signal.SIGKILL):
     return successor(fs, fs.crash(sig))
 
 
+def stored(fs, name):
+    """What the daemon has stored of the only VM there is."""
+    path, = (fs.state / "vms").iterdir()
+    return (path / name).read_text() if (path / name).exists() else ""
+
+
 def under_way(vm, verb):
     until(lambda: vm.status.get("operation", "").startswith(verb), f"'{verb}' is under way")
 
@@ -260,6 +266,18 @@ def test_snapshot_that_a_crash_cuts_off(fs, vm):
     (vm / "snapshots/s1").mkdir()
     vm.wait("snapshots")
     assert vm.read("snapshots/s1/state") == "ready\n" and vm.read("error") == ""
+
+
+def test_snapshot_that_is_taken_stays(fs, vm):
+    """Its maker might be about to import files into it; a crash meanwhile does not cost it."""
+    vm.do("start")
+    vm.sim("remember blue")
+    (vm / "snapshots/s1").mkdir()
+    until(lambda: "number" in stored(fs, "snapshots"), "it is stored")
+    assert vm.read("snapshots/s1/state") == "taking\n"
+    crash(fs)
+    assert vm.read("snapshots/s1/state") == "ready\n" and vm.read("error") == ""
+    vm.do("restore s1")
 
 
 def test_failed_command_stays_failed(fs, vm):

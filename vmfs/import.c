@@ -92,7 +92,8 @@ int snapshot_create(Snapshot *s, const char *name, pid_t maker, SnapshotDone don
 	if (s->op)
 		op_cancel(s->op, err_new(ECANCELED, "it is imported instead"));
 	else
-		s->job = savedir_drop(s->dir, import_begin, s);
+		/* What was taken is dropped when that is not spoken of any more. */
+		snapshot_store_state(s, SNAPSHOT_TAKING);
 	return 0;
 }
 

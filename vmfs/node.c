@@ -194,17 +194,19 @@ static void stat_owner(const NodeRef *r, struct stat *st)
 		st->st_gid = a->gid;
 }
 
-static off_t size_of_file(const NodeRef *r)
+/* Its own times: what reads it, as tar does, sees a change of the VM as none of the file. */
+static void stat_file(const NodeRef *r, struct stat *st)
 {
-	struct stat st;
+	struct stat own;
 	int fd = r->node->file(r);
 
 	if (fd < 0)
-		return 0;
-	if (fstat(fd, &st))
-		st.st_size = 0;
+		return;
+	if (!fstat(fd, &own)) {
+		st->st_size = own.st_size;
+		st->st_atim = st->st_mtim = st->st_ctim = own.st_mtim;
+	}
 	close(fd);
-	return st.st_size;
 }
 
 void node_stat(const NodeRef *r, struct stat *st)
@@ -233,7 +235,7 @@ void node_stat(const NodeRef *r, struct stat *st)
 
 		st->st_size = target ? (off_t)strlen(target) : 0;
 	} else if (r->node->file) {
-		st->st_size = size_of_file(r);
+		stat_file(r, st);
 	} else if (r->node->ask) {
 		st->st_size = ask_size(r->vm, r->node->ask);
 	} else if (r->node->scratch) {

@@ -333,7 +333,9 @@ static void stored(void *arg, int err)
 			continue;
 		if (a->state == SNAPSHOT_DROPPING && !s->job)
 			s->job = savedir_drop(s->dir, drop_done, s);
-		else if (s->state != a->state)
+		else if (a->state == SNAPSHOT_TAKING && s->import && !s->job)
+			s->job = savedir_drop(s->dir, import_begin, s);
+		else if (s->state != a->state && !s->grace)
 			snapshot_set_state(s, a->state);
 	}
 	vm_unref(vm);
@@ -435,7 +437,9 @@ static void taken(Op *op, void *arg)
 		vm_set_error(s->vm, NULL, NULL);
 		s->job = savedir_drop(s->dir, import_begin, s);
 	} else if (ok && maker_is_there(s)) {
+		/* A daemon that comes after us need not wait for the maker. */
 		s->grace = timer_start(GRACE_MS, settle, s);
+		snapshot_store_state(s, SNAPSHOT_READY);
 	} else if (ok) {
 		settle(s);
 	} else {
