@@ -357,6 +357,24 @@ def test_agent_that_stands_still(guest_vm, backend):
 
 
 @libvirt_only
+def test_guest_that_has_no_room(guest_vm, backend):
+    """The guest's own words say why a command cannot begin."""
+    vm = guest_vm
+    backend.booted(vm)
+    vm.write("console", "mount -t tmpfs -o ro none /run; echo read''-only\n", 0)
+    vm.follow("console").expect("^read-only")
+    with vm.job() as job:
+        with fails(EIO):
+            job.run("echo hello")
+        vm.error("EIO", "Read-only file system")
+        assert job.status == "new"
+        vm.write("console", "umount /run; echo writ''able\n", 0)
+        vm.follow("console").expect("^writable")
+        job.run("echo hello")
+        assert job.out() == b"hello\n" and vm.read("error") == ""
+
+
+@libvirt_only
 def test_libvirtd_is_killed(guest_vm, backend):
     vm = guest_vm
     with vm.job("cat; exit 3") as job:

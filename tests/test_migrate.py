@@ -55,12 +55,19 @@ def test_made_elsewhere_and_moved_live(fs, nodes, guest):
     assert running(nodes[0]) == ["web"] and vm.status["host"] == "node1"
     events, inode = vm.events(), vm.dir.stat().st_ino
     run(vm, console, "i=41")
+    vm.wait("agent", 60)
+    job = vm.job("read a; read b; echo $a $b; exit 3")
+    stdin = open(job / "stdin", "wb", buffering=0)
+    stdin.write(b"here\n")
     vm.write("host", "node2\n")
     assert (running(nodes[0]), running(nodes[1])) == ([], ["web"])
     assert vm.read("host") == "node2\n" and vm.state == "running"
     events.expect(" web host node2$")
     until(lambda: vm.status["reason"] == "migrated", "node2 has been looked at")
     assert run(vm, console, "echo $((i + 1))") == "42"
+    stdin.write(b"there\n")
+    stdin.close()
+    assert job.out() == b"here there\n" and job.status == "exit 3"
     assert vm.dir.stat().st_ino == inode and fs.names() == ["web"]
     assert nodes[0].domains() == [] and vm.status["host"] == "node2"
     assert fs.host("list").startswith("web running libvirt node2 ")

@@ -282,23 +282,25 @@ static void take_input(LvJob *j, const LvExecLook *l)
 		backend_changed(&j->lv->base);
 }
 
-static void take_status(LvJob *j, const LvExecLook *l)
+/* false: it could not be started, and j is no more. */
+static bool take_status(LvJob *j, const LvExecLook *l)
 {
 	g_autofree char *why = NULL;
 
 	if (!json_is_true(json_object_get(l->status, "exited")))
-		return;
+		return true;
 	why = agentexec_complaint(l->status);
 	if (is_starting(j) && (why || !j->gone)) {
 		op_fail(j->op, err_new(EIO, "the guest cannot run it: %s",
 				       why ? why : "its shell ends at once"));
-		return;
+		return false;
 	}
 	j->end = agentexec_end(l->status);
 	if (!j->end)
 		j->end = g_strdup("lost agent");
 	j->end_due = true;
 	backend_changed(&j->lv->base);
+	return true;
 }
 
 static bool is_silence(int code)
@@ -311,12 +313,14 @@ static void take_failure(LvJob *j, const GError *e)
 	const bool silence = is_silence(err_code(e));
 
 	exec_silent(j->job, silence);
-	if (is_starting(j) && !j->pid)
+	if (is_starting(j) && !j->pid) {
 		op_fail(j->op, g_error_copy(e));
-	else if (silence || is_starting(j) || j->end)
+	} else if (silence || is_starting(j) || j->end) {
+		end_if_over(j);
 		ask_later(j);
-	else /* it is another agent, which does not know of it */
+	} else { /* it is another agent, which does not know of it */
 		exec_ended(j->job, "lost agent");
+	}
 }
 
 /* true: it has more, or will have soon. */
@@ -342,10 +346,9 @@ static void take_look(LvJob *j, const LvExecLook *l, bool more)
 	exec_silent(j->job, false);
 	if (is_starting(j) && j->gone)
 		begun(j);
-	take_status(j, l);
-	end_if_over(j);
-	if (has_ended(j) || !j->job->run)
+	if (!take_status(j, l))
 		return;
+	end_if_over(j);
 	if (more || l->command || (j->end && !l->ended))
 		ask_soon(j);
 	else
