@@ -16,7 +16,7 @@ sys.dont_write_bytecode = True
 
 import pytest
 
-pytest.register_assert_rewrite("lib.util", "lib.vm", "lib.daemon", "lib.backends", "lib.guest")
+pytest.register_assert_rewrite("lib.crash", "lib.util", "lib.vm", "lib.daemon", "lib.backends", "lib.guest")
 
 from lib.backends import BACKENDS, Libvirt, Qemu, Sim
 from lib import faults
