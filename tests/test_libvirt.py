@@ -10,6 +10,7 @@ from errno import EBUSY, EEXIST, EHOSTDOWN, EINVAL, EIO, EOPNOTSUPP, EPERM, ESRC
 
 import pytest
 
+from lib.backends import Libvirt
 from lib.guest import run, started
 from lib.util import exists, fails, get, put, until
 
@@ -548,6 +549,29 @@ def test_daemon_starts_while_libvirtd_is_frozen(lv, on):
         fs.restart()
         assert shown(fs) == {"web": "unknown"}
     until(lambda: shown(fs) == {"web": "stopped"}, "it answers at last")
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("verb, after", [("start", "running"), ("wake", "running"),
+                                         ("sleep", "asleep")])
+def test_daemon_is_killed_in_the_middle(lv, on, guest, verb, after):
+    """Its successor answers whoever waits, and what was begun comes to its end."""
+    fs = on()
+    libvirt = Libvirt(fs, guest, lv)
+    vm = libvirt.vm()
+    if verb != "start":
+        vm.do("start")
+        libvirt.booted(vm)
+    if verb == "wake":
+        vm.do("sleep")
+    events = vm.events()
+    echo = fs.spawn("bash", "-c", f"/bin/echo {verb} > {vm / 'state'}; echo over")
+    events.expect(" operation " + verb)
+    fs.crash()
+    echo.expect("^over$")
+    until(lambda: vm.state == after, f"it is {after}")
+    libvirt.settled(vm)
+    assert vm.state == after
 
 
 def test_a_thousand_domains(box, tmp_path):

@@ -271,6 +271,13 @@ static bool check_order(Vm *vm, const Verb *v, GError **err)
 	return true;
 }
 
+/* Its hypervisor has gone on by itself meanwhile, up to where it is to let the guest go. */
+static bool is_half_started(const Vm *vm, const Verb *v)
+{
+	return vm->home.be && vm->bv && vm->pushed == VM_PAUSED &&
+	       (v->kind == OP_START || v->kind == OP_WAKE);
+}
+
 /*
  * Carry on what a former daemon began. It may be done already; else it is begun anew, unless doing
  * it twice would be another thing than once.
@@ -303,7 +310,7 @@ static void resume(Vm *vm, Op *op)
 			      "'%s' was under way when vmfs was restarted; it is not known whether "
 			      "it was done",
 			      v->name);
-	if (!e && check_order(vm, v, &e)) {
+	if (!e && (is_half_started(vm, v) || check_order(vm, v, &e))) {
 		begin(vm, op);
 		return;
 	}

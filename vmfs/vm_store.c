@@ -475,8 +475,10 @@ void vm_adopt(Vm *vm)
 	Spec *started;
 	bool idle;
 
-	if (vm->bv) /* found before it was looked for */
+	if (vm->bv) { /* found before it was looked for */
+		vm_run_next(vm);
 		return;
+	}
 	/* The directory is made before anything runs and removed after: a mark that is never late.
 	 */
 	idle = !vm_is_live(vm) && access(vm_run_dir(vm), F_OK);

@@ -32,6 +32,7 @@ struct LvCall {
 	unsigned id;
 	char *xml; /* what was defined */
 	bool console, resume;
+	bool again;	     /* it may have been done, for a daemon that has died since */
 	virConnectPtr other; /* a reference: of the host that it is moved to */
 	int percent;
 	gint unwanted; /* atomic: it is not to be begun any more */

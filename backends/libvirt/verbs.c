@@ -340,17 +340,32 @@ static bool work_define(LvCall *c, GError **err)
 	return ok;
 }
 
+/* What a daemon that has died since had begun, libvirt has done. */
+static bool is_done(const LvCall *c, bool active)
+{
+	return c->again && virGetLastErrorCode() == VIR_ERR_OPERATION_INVALID &&
+	       virDomainIsActive(c->dom) == active;
+}
+
 /* As it stands still, so that the console misses nothing. */
 static bool boot(LvCall *c, GError **err)
 {
+	LvState now;
+
 	if (!c->console)
-		return said(virDomainCreate(c->dom), err);
-	if (!said(virDomainCreateWithFlags(c->dom, VIR_DOMAIN_START_PAUSED), err))
-		return false;
+		return virDomainCreate(c->dom) >= 0 || is_done(c, true) || said(-1, err);
+	if (virDomainCreateWithFlags(c->dom, VIR_DOMAIN_START_PAUSED) < 0 && !is_done(c, true))
+		return said(-1, err);
 	c->stream = lv_console_connect(c->virt, c->dom);
 	if (said(virDomainResume(c->dom), err))
 		return true;
-	(void)virDomainDestroy(c->dom);
+	/* Somebody else has let it go. */
+	if (lv_state_now(c->dom, &now) && now.state == VM_RUNNING) {
+		g_clear_error(err);
+		return true;
+	}
+	if (!c->again)
+		(void)virDomainDestroy(c->dom);
 	return false;
 }
 
@@ -414,6 +429,7 @@ static void run_start(Op *op, void *ctx)
 	}
 	c->op = op;
 	c->console = !vm->home.foreign;
+	c->again = op_is_restored(op);
 	if (!vm->home.foreign && op_kind(op) == OP_START) {
 		c->absent = true;
 		c->id = vm->id;
@@ -467,7 +483,8 @@ void lv_wake(BackendVm *bv, Op *op)
 
 static bool work_sleep(LvCall *c, GError **err)
 {
-	return said(virDomainManagedSave(c->dom, 0), err);
+	return virDomainManagedSave(c->dom, 0) >= 0 ||
+	       (is_done(c, false) && virDomainHasManagedSaveImage(c->dom, 0) > 0) || said(-1, err);
 }
 
 void lv_sleep(BackendVm *bv, Op *op)
@@ -476,6 +493,7 @@ void lv_sleep(BackendVm *bv, Op *op)
 
 	if (!c)
 		return;
+	c->again = op_is_restored(op);
 	lv_call_send(c);
 	op_accept(op);
 }
