@@ -30,7 +30,7 @@ FILES = {
     "events": "link",
     "wait": "link",
 }
-DIRS = {"snapshots", "exec", "disks", "nics", "shares"}
+DIRS = {"snapshots", "exec", "disks", "nics", "shares", "devices"}
 STREAMS = {"console": "rw", "events": "r"}
 WAITS = {"ssh", "asleep", "snapshots", "stopped", "running", "paused", "crashed", "ip", "agent", "cloud-init"}
 HOST_FILES = ["version", "help", "backends/sim/status", "backends/qemu/status",

@@ -26,6 +26,7 @@
 #include "vmfs/err.h"
 #include "vmfs/fs.h"
 #include "vmfs/host.h"
+#include "vmfs/hostdev.h"
 #include "vmfs/hosts.h"
 #include "vmfs/images.h"
 #include "vmfs/keep.h"
@@ -187,6 +188,7 @@ static bool prepare(GError **err)
 	if (!fs_open_session(&fs, err))
 		return false;
 	notify_start(o->mountpoint);
+	hostdev_open();
 	vm_all.changed = changed;
 	return true;
 }
@@ -214,6 +216,7 @@ static void run(void)
 		fs_hand_over();
 	vm_all.changed = NULL;
 	publish_stop();
+	hostdev_close();
 	notify_stop();
 	fs_close_session();
 	registry_close();

@@ -176,7 +176,11 @@ extern const Dir hosts_dir;    /* nodes_hosts.c */
 extern const Dir networks_dir; /* nodes_networks.c */
 /* nodes_attach.c: rows from here on, in pairs of a directory and what is in it */
 #define ATTACH_ROWS 140
-extern const Dir disks_dir, nics_dir, shares_dir;
+extern const Dir disks_dir, nics_dir, shares_dir, devices_dir;
+/* nodes_device.c */
+extern const Dir devices_dir_of_host;
+extern const Node devices_bus_row;
+bool devices_present(const NodeRef *r);
 extern const Dir exec_dir, exec_io_dir;
 extern const Dir snapshots_dir; /* nodes_snapshot.c */
 bool snapshots_present(const NodeRef *r);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * disks/, nics/ and shares/ of a VM: directories of links, one an entry of that mapping in
- * spec.yaml. ln(1) and rm(1) in them edit the document.
+ * disks/, nics/, shares/ and devices/ of a VM: directories of links, one an entry of that mapping
+ * in spec.yaml. ln(1) and rm(1) in them edit the document.
  */
 #include <errno.h>
 #include <string.h>
@@ -9,6 +9,7 @@
 #include "vmfs/attach.h"
 #include "vmfs/document.h"
 #include "vmfs/err.h"
+#include "vmfs/hostdev.h"
 #include "vmfs/networks.h"
 #include "vmfs/node.h"
 #include "vmfs/notify.h"
@@ -141,10 +142,42 @@ static char *value_of_share(Vm *vm, const char *target, GError **err)
 	return one_key("path", path);
 }
 
+static char *target_of_device(Vm *vm, const void *object)
+{
+	const SpecDevice *d = object;
+
+	(void)vm;
+	return g_strconcat("../../.vmfs/devices/", d->pci ? "pci/" : "usb/",
+			   d->pci ? d->pci : d->usb, NULL);
+}
+
+static char *value_of_device(Vm *vm, const char *target, GError **err)
+{
+	const char *inside, *pci, *usb;
+	g_autofree char *path = resolve(vm, "devices", target, &inside);
+
+	pci = name_in(inside, ".vmfs/devices/pci/");
+	usb = name_in(inside, ".vmfs/devices/usb/");
+	if (!pci && !usb) {
+		(void)err_set(err, EINVAL,
+			      "'%.200s' is not a device: link to one in .vmfs/devices/pci or "
+			      ".vmfs/devices/usb",
+			      target);
+		return NULL;
+	}
+	if (!hostdev_find(pci ? HOSTDEV_PCI : HOSTDEV_USB, pci ? pci : usb)) {
+		(void)err_set(err, ENOENT, "there is no device %s on this host; see .vmfs/devices",
+			      pci ? pci : usb);
+		return NULL;
+	}
+	return one_key(pci ? "pci" : "usb", pci ? pci : usb);
+}
+
 static const Attach attaches[] = {
 	{ "disks", NULL, offsetof(Spec, disks), target_of_disk, value_of_disk },
 	{ "nics", "eth0", offsetof(Spec, nics), target_of_nic, value_of_nic },
 	{ "shares", NULL, offsetof(Spec, shares), target_of_share, value_of_share },
+	{ "devices", NULL, offsetof(Spec, devices), target_of_device, value_of_device },
 };
 
 /* ---- the directories ---- */
@@ -493,8 +526,10 @@ static const Node rows[] = {
 	  .doc = "an interface: the network it is connected to" },
 	{ ATTACH_ROWS + 5, "NAME", S_IFLNK | 0777, .link = link_of, .present = is_attached,
 	  .doc = "a share: the host's directory" },
+	{ ATTACH_ROWS + 7, "NAME", S_IFLNK | 0777, .link = link_of, .present = is_attached,
+	  .doc = "a device: its place in .vmfs/devices" },
 };
 
 #define DIR(row) { .child = &rows[row], .next = next, .find = find, .link = attach, .drop = detach }
-const Dir disks_dir = DIR(0), nics_dir = DIR(1), shares_dir = DIR(2);
+const Dir disks_dir = DIR(0), nics_dir = DIR(1), shares_dir = DIR(2), devices_dir = DIR(3);
 // clang-format on

@@ -136,6 +136,8 @@ static const Node dot_rows[] = {
 	  .doc = "the networks of the hosts, for `network:` in spec.yaml" },
 	{ 100, "images", DIR(0755), .dir = &images_dir, .attr = images_attr,
 	  .set_attr = images_set_attr, .doc = "names of base images, for `image:` in spec.yaml" },
+	{ 180, "devices", DIR(0755), .dir = &devices_dir_of_host, .present = devices_present,
+	  .doc = "the devices of this host: ln -s them into the devices/ of a VM" },
 	{ 56, ".io", DIR(0755), .dir = &host_io_dir, .hidden = true, .doc = "where the streams are" },
 	{ 0 },
 };

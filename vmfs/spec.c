@@ -100,6 +100,15 @@ static const Field share_fields[] = {
 };
 static const Section share_section = { share_fields, sizeof(SpecShare), spec_check_share };
 
+static const Field device_fields[] = {
+	{ "pci", FIELD_PCI, offsetof(SpecDevice, pci),
+	  .doc = "a PCI device by its address, one of .vmfs/devices/pci; bound to vfio-pci" },
+	{ "usb", FIELD_USB, offsetof(SpecDevice, usb),
+	  .doc = "a USB device by bus and port, one of .vmfs/devices/usb" },
+	{ 0 },
+};
+static const Section device_section = { device_fields, sizeof(SpecDevice), spec_check_device };
+
 static const Field top_fields[] = {
 	{ "backend", FIELD_WORD, offsetof(Spec, backend), .choices = backend_names,
 	  .doc = "what runs the VM; absent: the first usable in that order" },
@@ -143,6 +152,8 @@ static const Field top_fields[] = {
 	{ "ssh", FIELD_GROUP, .section = &ssh_section, .doc = "for ssh_config" },
 	{ "shares", FIELD_NAMED, offsetof(Spec, shares), .section = &share_section,
 	  .doc = "host directories by name, which the guest mounts; what runs says in status how" },
+	{ "devices", FIELD_NAMED, offsetof(Spec, devices), .section = &device_section,
+	  .doc = "devices of the host by name, which the guest gets for itself" },
 	{ "stop_timeout", FIELD_DURATION, offsetof(Spec, stop_timeout_ms), .max = HOUR_MS,
 	  .of_core = true, .preset = "30s",
 	  .doc = "how long a stop waits for the guest before it forces it" },
@@ -193,6 +204,8 @@ static void section_clear(const Section *s, void *object)
 		case FIELD_MAC:
 		case FIELD_VNC:
 		case FIELD_EXPIRES:
+		case FIELD_PCI:
+		case FIELD_USB:
 			g_free(*(char **)slot);
 			break;
 		case FIELD_GROUP:
@@ -248,8 +261,19 @@ void spec_unref(Spec *s)
 	g_free(s);
 }
 
+static void device_free(void *arg)
+{
+	SpecDevice *device = arg;
+
+	section_clear(&device_section, device);
+	g_free(device->name);
+	g_free(device);
+}
+
 static GDestroyNotify element_free(const Field *f)
 {
+	if (f->section == &device_section)
+		return device_free;
 	if (f->section == &share_section)
 		return share_free;
 	return f->section == &disk_section ? disk_free : nic_free;
@@ -282,6 +306,7 @@ static void section_init(const Section *s, void *object)
 G_STATIC_ASSERT(offsetof(SpecDisk, name) == 0);
 G_STATIC_ASSERT(offsetof(SpecNic, name) == 0);
 G_STATIC_ASSERT(offsetof(SpecShare, name) == 0);
+G_STATIC_ASSERT(offsetof(SpecDevice, name) == 0);
 
 void *spec_object_new(const Section *s, const char *name)
 {
@@ -383,6 +408,8 @@ static bool values_equal(const Field *f, const void *a, const void *b)
 	case FIELD_MAC:
 	case FIELD_VNC:
 	case FIELD_EXPIRES:
+	case FIELD_PCI:
+	case FIELD_USB:
 		return g_strcmp0(*(char *const *)a, *(char *const *)b) == 0;
 	case FIELD_PORTS:
 		return ports_equal(*(GPtrArray *const *)a, *(GPtrArray *const *)b);
@@ -597,6 +624,9 @@ static char *type_name(const Field *f)
 		return g_strdup("unix|ADDR:PORT");
 	case FIELD_EXPIRES:
 		return g_strdup("TIME|DATE");
+	case FIELD_PCI:
+	case FIELD_USB:
+		return g_strdup("ADDRESS");
 	case FIELD_PORTS:
 		return g_strdup("[PORT, ...]");
 	case FIELD_LIST:

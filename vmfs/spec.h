@@ -65,6 +65,13 @@ typedef struct SpecShare {
 	bool readonly;
 } SpecShare;
 
+/* One of the host's; exactly one of both is set. */
+typedef struct SpecDevice {
+	char *name;
+	char *pci; /* "0000:01:00.0" */
+	char *usb; /* "1-2.3": bus, and ports on the way */
+} SpecDevice;
+
 typedef struct Spec {
 	unsigned refs;
 	GBytes *text;  /* the user's own document */
@@ -82,8 +89,8 @@ typedef struct Spec {
 	SpecDisplay display; /* ask spec_display() */
 	char *vnc;	     /* "unix", "ADDRESS:PORT" or NULL */
 	char *ssh_user;
-	char *kernel, *initrd, *cmdline;  /* kernel NULL: boot the first disk */
-	GPtrArray *disks, *nics, *shares; /* in the order of the document */
+	char *kernel, *initrd, *cmdline;	    /* kernel NULL: boot the first disk */
+	GPtrArray *disks, *nics, *shares, *devices; /* in the order of the document */
 	SpecCloudInit cloud_init;
 	uint64_t stop_timeout_ms;
 	bool autostart;
@@ -129,7 +136,8 @@ Spec *spec_restore(const char *text, size_t len, GError **err);
 /* A key at the top of the document that tells what runs: spec_diff() looks at it. */
 bool spec_is_of_machine(const char *key);
 
-/* The object (SpecDisk, SpecNic, SpecShare) that "disks.data" names; NULL: there is none. */
+/* The object (SpecDisk, SpecNic, SpecShare, SpecDevice) that "disks.data" names; NULL: there is
+ * none. */
 const void *spec_named(const Spec *s, const char *key);
 
 /* What `display: auto` stands for. */

@@ -27,6 +27,8 @@ typedef enum FieldType {
 	FIELD_MAC,	/* char * */
 	FIELD_VNC,	/* char * */
 	FIELD_EXPIRES,	/* char * */
+	FIELD_PCI,	/* char * */
+	FIELD_USB,	/* char * */
 	FIELD_GROUP,	/* a mapping whose keys are members of the same struct */
 	FIELD_OPTION,	/* such a group that may be absent: bool, whether it is there */
 	FIELD_NAMED,	/* GPtrArray of section's objects: a mapping by name */
@@ -77,6 +79,7 @@ bool spec_check_ssh(Reader *r, void *object, const YamlNode *map, GError **err);
 bool spec_check_boot(Reader *r, void *object, const YamlNode *map, GError **err);
 bool spec_check_disk(Reader *r, void *object, const YamlNode *map, GError **err);
 bool spec_check_share(Reader *r, void *object, const YamlNode *map, GError **err);
+bool spec_check_device(Reader *r, void *object, const YamlNode *map, GError **err);
 bool spec_check_nic(Reader *r, void *object, const YamlNode *map, GError **err);
 
 /* Where the row's value is in an object of its section. */

@@ -190,6 +190,12 @@ bool spec_field_set(const Field *f, const char *text, void *slot, GError **err)
 		good = specval_expires(text, 0, &at, err);
 		string = good ? g_strdup(text) : NULL;
 		break;
+	case FIELD_PCI:
+		good = specval_pci(text, &string, err);
+		break;
+	case FIELD_USB:
+		good = specval_usb(text, &string, err);
+		break;
 	case FIELD_GROUP:
 	case FIELD_OPTION:
 	case FIELD_NAMED:
@@ -398,6 +404,8 @@ static bool read_field(Reader *r, const Field *f, const YamlNode *node, void *ob
 	case FIELD_MAC:
 	case FIELD_VNC:
 	case FIELD_EXPIRES:
+	case FIELD_PCI:
+	case FIELD_USB:
 		break;
 	}
 	return read_scalar(r, f, node, slot, err);
@@ -472,6 +480,23 @@ bool spec_check_share(Reader *r, void *object, const YamlNode *map, GError **err
 	const SpecShare *share = object;
 
 	return map->open || share->path || fail(r, map, err, "needs a path: the host's directory");
+}
+
+bool spec_check_device(Reader *r, void *object, const YamlNode *map, GError **err)
+{
+	const SpecDevice *d = object;
+	const char *address = d->pci ? d->pci : d->usb;
+
+	if (d->pci && d->usb)
+		return fail(r, yaml_find(map, "usb", NULL), err,
+			    "has both pci and usb: remove one");
+	if (!map->open && !address)
+		return fail(r, map, err,
+			    "needs the address of a device, with pci or usb; see .vmfs/devices");
+	if (address && !map->open &&
+	    !g_hash_table_add(r->once, g_strdup_printf("device %s", address)))
+		return fail(r, map, err, "%s is there twice", address);
+	return true;
 }
 
 bool spec_check_nic(Reader *r, void *object, const YamlNode *map, GError **err)

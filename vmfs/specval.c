@@ -297,6 +297,30 @@ bool specval_mac(const char *text, char **ret, GError **err)
 	return true;
 }
 
+bool specval_pci(const char *text, char **ret, GError **err)
+{
+	static const char pattern[] = "xxxx:xx:xx.x";
+	bool good = strlen(text) == strlen(pattern);
+
+	for (size_t i = 0; good && pattern[i]; i++)
+		good = pattern[i] == 'x' ? g_ascii_isxdigit(text[i]) : text[i] == pattern[i];
+	if (!good)
+		return bad(err, text, "is not the address of a PCI device like 0000:01:00.0");
+	*ret = g_ascii_strdown(text, -1);
+	return true;
+}
+
+/* As many hubs deep as there can be. */
+bool specval_usb(const char *text, char **ret, GError **err)
+{
+	static const char pattern[] = "^[1-9][0-9]{0,2}-[1-9][0-9]{0,2}(\\.[1-9][0-9]{0,2}){0,5}$";
+
+	if (!g_regex_match_simple(pattern, text, 0, 0))
+		return bad(err, text, "is not the port of a USB device like 1-2 or 1-2.3");
+	*ret = g_strdup(text);
+	return true;
+}
+
 bool specval_port(const char *text, SpecPort *ret, GError **err)
 {
 	static const char how[] = "is not a port: write HOSTPORT:GUESTPORT or "

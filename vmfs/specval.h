@@ -32,6 +32,9 @@ bool specval_text(const char *text, char **ret, GError **err);
 /* A public key as in ssh's authorized_keys, without options. Its text is in no sentence. */
 bool specval_ssh_key(const char *text, char **ret, GError **err);
 /* A unicast address, to lower case. */
+/* "0000:01:00.0", in lower case; "1-2.3". */
+bool specval_pci(const char *text, char **ret, GError **err);
+bool specval_usb(const char *text, char **ret, GError **err);
 bool specval_mac(const char *text, char **ret, GError **err);
 /*
  * "2h": that long after `now`; or a date with its zone, "2030-01-31T18:00:00Z". To microseconds

@@ -101,6 +101,8 @@ static void write_value(GString *out, const Field *f, const void *slot)
 	case FIELD_MAC:
 	case FIELD_VNC:
 	case FIELD_EXPIRES:
+	case FIELD_PCI:
+	case FIELD_USB:
 	case FIELD_PORTS:
 	case FIELD_LIST:
 	case FIELD_STRINGS:

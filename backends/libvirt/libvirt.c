@@ -199,6 +199,11 @@ static bool check(Backend *be, const Spec *spec, GError **err)
 			       "%s: backend 'libvirt' of this version changes neither cpus nor "
 			       "memory of a VM that runs",
 			       spec->max_cpus ? "max_cpus" : "max_memory");
+	if (spec->devices->len)
+		return err_set(
+			err, EOPNOTSUPP,
+			"devices: backend 'libvirt' of this version passes no devices of the "
+			"host; write them to domain.xml");
 	if (spec->shares->len || spec->shared_memory)
 		return err_set(err, EOPNOTSUPP,
 			       "shares: backend 'libvirt' of this version shares no directories");

@@ -250,22 +250,64 @@ static void add_disk(const Build *b, const SpecDisk *d, unsigned index)
 	    MAX_SERIAL, d->name, boot, at);
 }
 
-static void add_scsi(const Build *b)
+static void add_controller(const Build *b, const char *id)
 {
-	g_autofree char *at = place(b, QEMU_SCSI_ID);
+	g_autofree char *at = place(b, id);
 
-	add(b, "-device", "virtio-scsi-%s,id=" QEMU_SCSI_ID "%s", b->bus, at);
+	if (!strcmp(id, QEMU_SCSI_ID))
+		add(b, "-device", "virtio-scsi-%s,id=%s%s", b->bus, id, at);
+	else
+		add(b, "-device", "qemu-xhci,id=%s%s", id, at);
 }
 
-/* One that was plugged in stays, without disks. */
-static bool has_scsi(const QemuArgs *in)
+static bool has_scsi_disk(const Spec *s)
 {
-	if (in->spec->machine == MACHINE_Q35)
-		return qemu_slot(in->slots, QEMU_SCSI_ID) >= 0;
-	for (guint i = 0; i < in->spec->disks->len; i++)
-		if (((const SpecDisk *)in->spec->disks->pdata[i])->bus == BUS_SCSI)
+	for (guint i = 0; i < s->disks->len; i++)
+		if (((const SpecDisk *)s->disks->pdata[i])->bus == BUS_SCSI)
 			return true;
 	return false;
+}
+
+static bool has_usb_device(const Spec *s)
+{
+	for (guint i = 0; i < s->devices->len; i++)
+		if (((const SpecDevice *)s->devices->pdata[i])->usb)
+			return true;
+	return false;
+}
+
+/* Those that were plugged in stay, also without devices. */
+static void add_controllers(const Build *b)
+{
+	const bool pci = b->in->spec->machine == MACHINE_Q35;
+
+	if (pci ? qemu_slot(b->in->slots, QEMU_SCSI_ID) >= 0 : has_scsi_disk(b->in->spec))
+		add_controller(b, QEMU_SCSI_ID);
+	if (pci && qemu_slot(b->in->slots, QEMU_USB_ID) >= 0)
+		add_controller(b, QEMU_USB_ID);
+}
+
+const char *qemu_controller(const Spec *spec, const char *key)
+{
+	const void *object = spec_named(spec, key);
+
+	if (g_str_has_prefix(key, "disks.") && ((const SpecDisk *)object)->bus == BUS_SCSI)
+		return QEMU_SCSI_ID;
+	if (g_str_has_prefix(key, "devices.") && ((const SpecDevice *)object)->usb)
+		return QEMU_USB_ID;
+	return NULL;
+}
+
+static void add_device(const Build *b, const SpecDevice *d)
+{
+	g_autofree char *id = g_strconcat(QEMU_DEVICE_ID, d->name, NULL), *at = place(b, id);
+	const char *port = d->usb ? strchr(d->usb, '-') : NULL;
+
+	if (port)
+		add(b, "-device", "usb-host,id=%s,bus=" QEMU_USB_ID ".0,hostbus=%.*s,hostport=%s",
+		    id, (int)(port - d->usb), d->usb, port + 1);
+	else
+		add(b, "-device", "vfio-pci,id=%s,host=%s%s", id, d->pci, at);
 }
 
 static void add_seed(const Build *b)
@@ -407,18 +449,16 @@ void qemu_slots_fill(const QemuArgs *in)
 	GHashTable *slots = in->slots;
 	const Spec *s = in->spec;
 	const bool pci = s->machine == MACHINE_Q35;
-	bool scsi = false;
 
 	for (guint i = 0; i < s->disks->len; i++) {
 		const SpecDisk *d = s->disks->pdata[i];
 
-		scsi |= d->bus == BUS_SCSI;
 		if (d->bus == BUS_SCSI)
 			take_slot(slots, QEMU_TARGET_ID, d->name);
 		else if (pci)
 			take_slot(slots, QEMU_DISK_ID, d->name);
 	}
-	if (pci && scsi)
+	if (pci && has_scsi_disk(s))
 		take_slot(slots, QEMU_SCSI_ID, "");
 	/* Behind the disks: the guest's /dev/vda is to be the first of them. */
 	if (pci && s->cloud_init.given)
@@ -435,6 +475,14 @@ void qemu_slots_fill(const QemuArgs *in)
 
 		if (qemu_is_virtiofs(in, share))
 			take_slot(slots, QEMU_SHARE_ID, share->name);
+	}
+	if (pci && has_usb_device(s))
+		take_slot(slots, QEMU_USB_ID, "");
+	for (guint i = 0; pci && i < s->devices->len; i++) {
+		const SpecDevice *d = s->devices->pdata[i];
+
+		if (d->pci)
+			take_slot(slots, QEMU_DEVICE_ID, d->name);
 	}
 }
 
@@ -511,15 +559,17 @@ void qemu_device_argv(const QemuArgs *in, const char *key, GPtrArray *argv)
 	Build b;
 
 	build_init(&b, in, argv);
-	if (in->no_scsi && has_scsi(in))
-		add_scsi(&b);
+	if (in->controller)
+		add_controller(&b, in->controller);
 	/* Not the one to boot: that cannot come later. */
 	if (g_str_has_prefix(key, "disks."))
 		add_disk(&b, object, G_MAXUINT);
 	else if (g_str_has_prefix(key, "nics."))
 		add_nic(&b, object);
-	else
+	else if (g_str_has_prefix(key, "shares."))
 		add_share(&b, object);
+	else
+		add_device(&b, object);
 }
 
 char *qemu_block_node(const char *prefix, const char *disk)
@@ -537,8 +587,7 @@ void qemu_argv(const QemuArgs *in, GPtrArray *argv)
 	add_control(&b);
 	add_boot(&b);
 	add_bridges(&b);
-	if (has_scsi(in))
-		add_scsi(&b);
+	add_controllers(&b);
 	for (guint i = 0; i < in->spec->disks->len; i++)
 		add_disk(&b, in->spec->disks->pdata[i], i);
 	add_seed(&b);
@@ -546,6 +595,8 @@ void qemu_argv(const QemuArgs *in, GPtrArray *argv)
 		add_nic(&b, in->spec->nics->pdata[i]);
 	for (guint i = 0; i < in->spec->shares->len; i++)
 		add_share(&b, in->spec->shares->pdata[i]);
+	for (guint i = 0; i < in->spec->devices->len; i++)
+		add_device(&b, in->spec->devices->pdata[i]);
 }
 
 static bool check_nic(const SpecNic *n, GError **err)
@@ -601,6 +652,9 @@ static bool check_microvm(const Spec *s, GError **err)
 		return err_set(err, EOPNOTSUPP,
 			       "%s: a microvm keeps what it starts with; set machine: q35",
 			       s->max_cpus ? "max_cpus" : "max_memory");
+	if (s->devices->len)
+		return err_set(err, EOPNOTSUPP,
+			       "devices: a microvm has no bus for them; set machine: q35");
 	/* 24 mmio slots, of which serial and rng take two. */
 	if (s->disks->len + s->nics->len + s->cloud_init.given > 22)
 		return err_set(err, EOPNOTSUPP,

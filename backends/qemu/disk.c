@@ -13,6 +13,7 @@
 #include "backends/qemu/save.h"
 #include "vmfs/diskfile.h"
 #include "vmfs/err.h"
+#include "vmfs/hostdev.h"
 #include "vmfs/rights.h"
 #include "vmfs/seed.h"
 
@@ -24,6 +25,7 @@ struct QemuDisks {
 	QemuVm *q; /* whose `disks` this is; NULL: it is no more */
 	ProcUser user;
 	GPtrArray *files; /* of DiskFile */
+	GPtrArray *nodes; /* of char *: the keys of devices, each before the path of its node */
 	Seed *seed;	  /* NULL: there is to be none */
 	char *seed_path, *uefi_from, *uefi_path;
 	GError *error;
@@ -48,6 +50,7 @@ static void disks_free(QemuDisks *d)
 		loop_work(work, worked, d->then);
 	proc_user_clear(&d->user);
 	g_ptr_array_unref(d->files);
+	g_ptr_array_unref(d->nodes);
 	seed_free(d->seed);
 	g_free(d->seed_path);
 	g_free(d->uefi_from);
@@ -79,8 +82,28 @@ static bool fill_copy(int fd, const void *arg, GError **err)
 	return true;
 }
 
+/* QEMU would not say that it could not, and look again and again. */
+static bool open_node(const char *key, const char *path, uid_t uid, GError **err)
+{
+	const int fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	const int code = errno;
+
+	if (fd >= 0) {
+		close(fd);
+		return true;
+	}
+	return err_set(err, code,
+		       "%s: user %u, who owns the VM, cannot open %s: %s; a udev rule can give the "
+		       "right to",
+		       key, uid, path, g_strerror(code));
+}
+
 static bool work_files(QemuDisks *d, GError **err)
 {
+	for (guint i = 0; i < d->nodes->len; i += 2)
+		if (!open_node(d->nodes->pdata[i], d->nodes->pdata[i + 1],
+			       d->user.change ? d->user.uid : geteuid(), err))
+			return false;
 	for (guint i = 0; i < d->files->len; i++)
 		if (g_atomic_int_get(&d->cancelled) || !diskfile_prepare(d->files->pdata[i], err))
 			return false;
@@ -101,6 +124,8 @@ static void work(void *job)
 	QemuDisks *d = job;
 	int before;
 
+	if (d->error)
+		return;
 	if (rights_take(&d->user, &before))
 		(void)work_files(d, &d->error);
 	else
@@ -216,7 +241,27 @@ static DiskFile *disk_file(QemuVm *q, const SpecDisk *disk)
 	return f;
 }
 
-void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *only, QemuDisksFn done, void *arg)
+static void add_device(QemuDisks *d, const SpecDevice *device)
+{
+	const HostDev *host;
+
+	if (d->error || !hostdev_check(qemu_vm(d->q), device, &d->error))
+		return;
+	host = hostdev_of(device);
+	if (!host->node)
+		return;
+	g_ptr_array_add(d->nodes, g_strconcat("devices.", device->name, NULL));
+	g_ptr_array_add(d->nodes, g_strdup(host->node));
+}
+
+static bool is_wanted(const char *only, const char *section, const char *name)
+{
+	g_autofree char *key = g_strdup_printf("%s.%s", section, name);
+
+	return !only || !strcmp(only, key);
+}
+
+void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *key, QemuDisksFn done, void *arg)
 {
 	QemuDisks *d = g_new0(QemuDisks, 1);
 
@@ -225,15 +270,22 @@ void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *only, QemuDisks
 	d->user.groups =
 		g_memdup2(q->user.groups, (gsize)q->user.n_groups * sizeof *q->user.groups);
 	d->files = g_ptr_array_new_with_free_func((GDestroyNotify)diskfile_free);
+	d->nodes = g_ptr_array_new_with_free_func(g_free);
 	d->done = done;
 	d->arg = arg;
 	for (guint i = 0; i < spec->disks->len; i++) {
 		const SpecDisk *disk = spec->disks->pdata[i];
 
-		if (!only || !strcmp(only, disk->name))
+		if (is_wanted(key, "disks", disk->name))
 			g_ptr_array_add(d->files, disk_file(q, disk));
 	}
-	if (!only)
+	for (guint i = 0; i < spec->devices->len; i++) {
+		const SpecDevice *device = spec->devices->pdata[i];
+
+		if (is_wanted(key, "devices", device->name))
+			add_device(d, device);
+	}
+	if (!key)
 		add_machine_files(d, qemu_vm(q), spec);
 	if (q->disks) {
 		q->disks->then = d;

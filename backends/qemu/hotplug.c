@@ -36,6 +36,7 @@ static const struct Kind {
 	{ QEMU_DISK_ID, "disks" },
 	{ QEMU_NIC_ID, "nics" },
 	{ QEMU_SHARE_ID, "shares" },
+	{ QEMU_DEVICE_ID, "devices" },
 };
 
 /* "disks.data" of "disk-data"; NULL: not one of these. Owned by the caller. */
@@ -81,9 +82,9 @@ typedef struct Plug {
 	Spec *want;
 	GPtrArray *commands; /* of Command */
 	guint next;
-	bool new_scsi; /* the first of them is the controller */
-	GError *error; /* set: the commands before `next` are being taken back */
-	bool asked;    /* the guest, to let go of it */
+	const char *controller; /* that the first of them makes; or NULL */
+	GError *error;		/* set: the commands before `next` are being taken back */
+	bool asked;		/* the guest, to let go of it */
 } Plug;
 
 static void command_free(void *arg)
@@ -206,6 +207,11 @@ static void add_command(Plug *p, const char *option, const char *value)
 	}
 }
 
+static bool has_back_end(const char *id)
+{
+	return !g_str_has_prefix(id, QEMU_DEVICE_ID);
+}
+
 /*
  * What is behind the device, the last first. It may be gone, so what QEMU says does not matter; fn
  * (or NULL) is told when it has said it.
@@ -214,7 +220,7 @@ static QmpSlot *remove_back_end(QemuVm *q, const char *id, QmpFn fn)
 {
 	const char *name = strchr(id, '-') + 1;
 
-	if (!q->qmp)
+	if (!q->qmp || !has_back_end(id))
 		return NULL;
 	if (g_str_has_prefix(id, QEMU_NIC_ID)) {
 		g_autofree char *net = g_strconcat(QEMU_NET_PREFIX, name, NULL);
@@ -269,8 +275,8 @@ static void plug_answered(void *arg, const json_t *result, const GError *err)
 	(void)result;
 	q->op_slot = NULL;
 	if (err && !p->error) {
-		if (p->new_scsi && !p->next)
-			g_hash_table_remove(q->slots, QEMU_SCSI_ID);
+		if (p->controller && !p->next)
+			g_hash_table_remove(q->slots, p->controller);
 		p->error = g_error_copy(err);
 		g_prefix_error(&p->error, "%s: ", p->key);
 	} else if (!p->error) {
@@ -344,12 +350,14 @@ static void plug(QemuVm *q)
 	QemuArgs args;
 
 	plug_args(q, &args);
-	args.no_scsi = qemu_slot(q->slots, QEMU_SCSI_ID) < 0;
+	p->controller = qemu_controller(p->want, p->key);
+	if (p->controller && qemu_slot(q->slots, p->controller) >= 0)
+		p->controller = NULL;
+	args.controller = p->controller;
 	qemu_slots_fill(&args);
-	p->new_scsi = args.no_scsi && qemu_slot(q->slots, QEMU_SCSI_ID) >= 0;
 	if (qemu_bridges(q->slots) > q->bridges) {
-		if (p->new_scsi)
-			g_hash_table_remove(q->slots, QEMU_SCSI_ID);
+		if (p->controller)
+			g_hash_table_remove(q->slots, p->controller);
 		not_plugged(q, err_new(ENOSPC,
 				       "%s: all %u slots that it was started with are taken; it "
 				       "will be there after the next start",
@@ -397,13 +405,13 @@ static void looked_up(void *job)
 	proc_user_clear(&q->user);
 	q->user = l->user;
 	g_free(l);
-	if (g_str_has_prefix(p->id, QEMU_DISK_ID)) {
-		qemu_disks_prepare(q, p->want, p->id + strlen(QEMU_DISK_ID), back_end_made, q);
-	} else {
+	if (g_str_has_prefix(p->id, QEMU_SHARE_ID)) {
 		QemuArgs args;
 
 		plug_args(q, &args);
 		qemu_shares_start(q, &args, p->id + strlen(QEMU_SHARE_ID), back_end_made, q);
+	} else {
+		qemu_disks_prepare(q, p->want, p->key, back_end_made, q);
 	}
 }
 
@@ -495,12 +503,14 @@ void qemu_device_deleted(QemuVm *q, const char *id)
 	if (q->leaving)
 		g_hash_table_remove(q->leaving, id);
 	/* Only then is the file free for whoever wants it next. */
-	if (awaited)
-		q->op_slot = remove_back_end(q, id, unplugged);
-	else
+	if (!awaited) {
 		(void)remove_back_end(q, id, NULL);
-	if (!awaited)
 		lost_device(q, id);
+	} else if (has_back_end(id)) {
+		q->op_slot = remove_back_end(q, id, unplugged);
+	} else {
+		qemu_end_op(q, NULL);
+	}
 }
 
 /* What nobody wants, but the guest has. QEMU would take its name for another, and mix them up. */
@@ -536,7 +546,8 @@ bool qemu_plug_can_apply(const BackendVm *bv, const Spec *want, const char *key)
 		return false;
 	if (g_str_has_prefix(key, "shares."))
 		return can_plug_share((const QemuVm *)bv, want, key);
-	return g_str_has_prefix(key, "disks.") || g_str_has_prefix(key, "nics.");
+	return g_str_has_prefix(key, "disks.") || g_str_has_prefix(key, "nics.") ||
+	       g_str_has_prefix(key, "devices.");
 }
 
 void qemu_plug_apply(QemuVm *q, Op *op)
@@ -592,12 +603,15 @@ static bool is_listed(const json_t *peripherals, const char *id)
 void qemu_reconcile(QemuVm *q, const json_t *peripherals)
 {
 	g_autoptr(Spec) spec = spec_ref(q->base.spec);
-	const GPtrArray *const sections[] = { spec->disks, spec->nics, spec->shares };
+	const GPtrArray *const sections[] = { spec->disks, spec->nics, spec->shares,
+					      spec->devices };
+	static const char *const controllers[] = { QEMU_SCSI_ID, QEMU_USB_ID };
 	const json_t *item;
 	size_t i;
 
-	if (q->slots && !is_listed(peripherals, QEMU_SCSI_ID))
-		g_hash_table_remove(q->slots, QEMU_SCSI_ID);
+	for (size_t n = 0; q->slots && n < G_N_ELEMENTS(controllers); n++)
+		if (!is_listed(peripherals, controllers[n]))
+			g_hash_table_remove(q->slots, controllers[n]);
 	G_STATIC_ASSERT(G_N_ELEMENTS(sections) == G_N_ELEMENTS(kinds));
 	for (size_t n = 0; n < G_N_ELEMENTS(kinds); n++) {
 		for (guint k = 0; k < sections[n]->len; k++) {

@@ -33,7 +33,10 @@
 #define QEMU_NIC_ID	"nic-"
 #define QEMU_SHARE_ID	"share-" /* also of its socket in the run directory */
 #define QEMU_SEED_ID	"cidata"
-#define QEMU_SCSI_ID	"scsi0" /* the controller */
+#define QEMU_DEVICE_ID	"device-" /* of the host's devices */
+/* Controllers, which come with the first device that needs one. */
+#define QEMU_SCSI_ID "scsi0"
+#define QEMU_USB_ID  "usb0"
 /* In the slots, numbers of another kind: of a nic, for its address; of a disk's SCSI target. */
 #define QEMU_MAC_ID    "mac-"
 #define QEMU_TARGET_ID "scsi-"
@@ -69,7 +72,7 @@ typedef struct QemuArgs {
 	const char *ram;     /* a file to map memory from; NULL: it is anonymous */
 	bool making;	     /* what is loaded goes to `ram`, and nothing else is to be touched */
 	bool virtiofs;	     /* for shares that leave it open */
-	bool no_scsi;	     /* of qemu_device_argv(): a SCSI disk needs the controller first */
+	const char *controller; /* of qemu_device_argv(): it has to come first; or NULL */
 	/* Where devices are: what the guest has seen once must stay, in a snapshot as well. */
 	GHashTable *slots; /* char *id to int */
 	unsigned bridges;  /* at least so many */
@@ -87,6 +90,8 @@ bool qemu_is_virtiofs(const QemuArgs *in, const SpecShare *share);
 /* The memory is one that virtiofsd can be given as well. */
 bool qemu_shares_memory(const QemuArgs *in);
 char *qemu_mac(unsigned id, unsigned index);
+/* The controller that this device needs, by its id; NULL: none. */
+const char *qemu_controller(const Spec *spec, const char *key);
 /* The options of the device that "disks.data" names, as qemu_argv() has them. */
 void qemu_device_argv(const QemuArgs *in, const char *key, GPtrArray *argv);
 /* "disk-" and "file-": the block nodes of a disk; owned by the caller. */
@@ -280,8 +285,8 @@ void qemu_report_shares(QemuVm *q);
 void qemu_share_added(QemuVm *q, const char *name);
 /* The guest has let go of it. */
 void qemu_share_removed(QemuVm *q, const char *name);
-/* EOPNOTSUPP: what runs has one whose state QEMU cannot save. */
-bool qemu_shares_can_be_saved(const QemuVm *q, GError **err);
+/* EOPNOTSUPP: what runs has one, or a device of the host's, whose state QEMU cannot save. */
+bool qemu_can_be_saved(const QemuVm *q, GError **err);
 void qemu_shares_save(const QemuVm *q, GKeyFile *run);
 void qemu_shares_adopt(QemuVm *q, GKeyFile *run);
 
@@ -349,12 +354,13 @@ GPtrArray *qemu_usernet_ips(const char *usernet, const Spec *spec);
 GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned id);
 
 /*
- * disk.c: see whether the disks of a spec can be used, and make the files that are missing, with
- * the rights of q->user; with `only`, those of the disk of that name. done() is called later, once,
- * unless cancelled first. One at a time: where storage does not answer, the next one waits as well.
+ * disk.c: see whether the disks of a spec can be used, and make the files that are missing, and
+ * whether its devices of the host's can be opened, with the rights of q->user; with `key`, of
+ * "disks.data" or "devices.gpu" only. done() is called later, once, unless cancelled first. One at
+ * a time: where storage does not answer, the next one waits as well.
  */
 typedef void (*QemuDisksFn)(void *arg, const GError *err);
-void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *only, QemuDisksFn done, void *arg);
+void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *key, QemuDisksFn done, void *arg);
 void qemu_disks_cancel(QemuVm *q);
 /* The VM goes from memory. */
 void qemu_disks_forget(QemuVm *q);

@@ -304,10 +304,19 @@ void qemu_shares_forget(QemuVm *q, bool end)
 		sweep(q);
 }
 
-bool qemu_shares_can_be_saved(const QemuVm *q, GError **err)
+bool qemu_can_be_saved(const QemuVm *q, GError **err)
 {
 	const Served *s = q->shares && q->shares->len ? q->shares->pdata[0] : NULL;
+	const GPtrArray *devices = q->base.spec->devices;
 
+	if (devices->len) {
+		const SpecDevice *d = devices->pdata[0];
+
+		return err_set(err, EOPNOTSUPP,
+			       "devices.%s is of the host, and its state cannot be saved: take it "
+			       "away before (rm devices/%s)",
+			       d->name, d->name);
+	}
 	return !s || err_set(err, EOPNOTSUPP,
 			     "shares.%s is virtiofs, whose state QEMU cannot save: take it away "
 			     "before (rm shares/%s), or let it be `type: 9p`",

@@ -298,7 +298,7 @@ void qemu_sleep(BackendVm *bv, Op *op)
 				    : err_new(EHOSTDOWN, "QEMU does not answer; 'kill' ends it"));
 		return;
 	}
-	if (!qemu_shares_can_be_saved(q, &err)) {
+	if (!qemu_can_be_saved(q, &err)) {
 		op_fail(op, err);
 		return;
 	}

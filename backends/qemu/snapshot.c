@@ -718,7 +718,7 @@ void qemu_snapshot(BackendVm *bv, Op *op)
 
 	if (running && (!q->qmp || q->exited || q->end.reason))
 		err = err_new(EHOSTDOWN, "QEMU does not answer; 'kill' ends it");
-	if (err || !check(bv->spec, &err) || (running && !qemu_shares_can_be_saved(q, &err))) {
+	if (err || !check(bv->spec, &err) || (running && !qemu_can_be_saved(q, &err))) {
 		op_fail(op, err);
 		return;
 	}
