@@ -589,3 +589,21 @@ def test_a_thousand_domains(box, tmp_path):
     fs.stop()
     fs.restart()
     assert inodes(fs) == before
+
+
+@pytest.mark.qemu
+def test_guest_that_keeps_its_disk(libvirt, fs):
+    """It cannot be asked to let go of anything: so libvirt has it still, and so have we."""
+    disk = fs.base / "data.raw"
+    disk.write_bytes(bytes(1 << 20))
+    vm = libvirt.vm(spec=libvirt.spec("acpi=off vmfs.noagent",
+                                      extra=f"disks: {{data: {{file: {disk}}}}}\n"))
+    vm.do("start")
+    before = vm.spec
+    with fails(ETIMEDOUT):
+        os.unlink(vm / "disks/data")
+    vm.error("ETIMEDOUT", "let go")
+    assert vm.spec == before and os.listdir(vm / "disks") == ["data"] and vm.read("pending") == ""
+    vm.do("kill")
+    os.unlink(vm / "disks/data")
+    assert disk.exists() and os.listdir(vm / "disks") == []
