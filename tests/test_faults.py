@@ -18,7 +18,7 @@ import pytest
 
 from lib.backends import Sim
 from lib.faults import VMM, Faults, survived
-from lib.util import alive, get, processes, put, until
+from lib.util import alive, processes, put, until
 
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 

@@ -12,6 +12,7 @@ import pytest
 
 from lib.backends import Libvirt
 from lib.guest import run, started
+from lib.backends import Libvirt
 from lib.util import exists, fails, get, put, until
 
 pytestmark = pytest.mark.libvirt
@@ -592,8 +593,10 @@ def test_a_thousand_domains(box, tmp_path):
 
 
 @pytest.mark.qemu
-def test_guest_that_keeps_its_disk(libvirt, fs):
+def test_guest_that_keeps_its_disk(lv, on, guest):
     """It cannot be asked to let go of anything: so libvirt has it still, and so have we."""
+    fs = on()
+    libvirt = Libvirt(fs, guest, lv)
     disk = fs.base / "data.raw"
     disk.write_bytes(bytes(1 << 20))
     vm = libvirt.vm(spec=libvirt.spec("acpi=off vmfs.noagent",

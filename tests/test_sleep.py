@@ -8,7 +8,7 @@ from errno import EALREADY, EBADMSG, EBUSY, ECANCELED, EIO, ENOENT, ENOSPC, ESRC
 
 import pytest
 
-from lib.util import alive, exists, fails, until
+from lib.util import alive, fails, until
 
 
 def data(fs):

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import shutil
 import signal
 import subprocess
 import tarfile
@@ -13,7 +12,7 @@ from errno import (EBADMSG, EBUSY, EEXIST, EINVAL, EIO, ENAMETOOLONG, ENOENT, EN
 
 import pytest
 
-from lib.util import alive, exists, fails, until
+from lib.util import exists, fails, until
 
 
 def data(fs, vm):
