@@ -10,7 +10,6 @@ from errno import EBUSY, EEXIST, EHOSTDOWN, EINVAL, EIO, EOPNOTSUPP, EPERM, ESRC
 
 import pytest
 
-from lib.backends import Libvirt
 from lib.guest import run, started
 from lib.backends import Libvirt
 from lib.util import exists, fails, get, put, until
