@@ -31,7 +31,7 @@ def under_way(vm, verb):
     until(lambda: vm.status.get("operation", "").startswith(verb), f"'{verb}' is under way")
 
 
-@pytest.mark.parametrize("sig", ["KILL", "TERM", "ABRT"])
+@pytest.mark.parametrize("sig", ["KILL", "TERM", pytest.param("ABRT", marks=pytest.mark.slow)])
 def test_shell_goes_on(fs, vm, sig):
     """A shell that stands in the tree, with files open, through ten deaths of the daemon."""
     script = f"""cd web1; exec 5<state

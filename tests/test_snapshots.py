@@ -454,6 +454,7 @@ def test_slow_one(sim, fs):
     ready(vm, "s1")
 
 
+@pytest.mark.slow
 def test_too_many(sim):
     vm = sim.vm()
     for i in range(256):

@@ -112,6 +112,7 @@ def test_store_that_has_lost_something(held):
     assert vm.state == "stopped" and mounts().count(str(fs.mnt)) == 1
 
 
+@pytest.mark.slow
 def test_daemon_that_does_not_make_room(held):
     """It is frozen: the next keeper does not serve beside it, and the one after that takes over."""
     fs, vm = held, held.vm("web1", "backend: sim\n")
