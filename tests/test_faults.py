@@ -181,6 +181,8 @@ class Waiting(Load):
         waiter = self.fs.spawn("cat", self.vm / ".io/wait/running")
         self.vm.do("start")
         assert waiter.finish() == 0 and waiter.text == "running\n"
+        waiter.close()  # a thousand of them are too many for select(2)
+        self.fs.followers.remove(waiter)
         self.vm.do("kill")
         assert self.vm.wait("stopped") == "stopped"
 

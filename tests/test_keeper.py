@@ -225,6 +225,10 @@ def test_snapshot_that_a_crash_cuts_off(fs, vm):
     assert vm.read("snapshots/s1/state") == "taking\n"
     crash(fs)
     assert os.listdir(vm / "snapshots") == [] and "s1" in vm.error("ECANCELED", "snapshot")[2]
+    vm.do("pause")
+    crash(fs)
+    assert vm.read("error") == "", "it is told again"
+    vm.do("resume")
     (vm / "snapshots/s1").mkdir()
     vm.wait("snapshots")
     assert vm.read("snapshots/s1/state") == "ready\n" and vm.read("error") == ""

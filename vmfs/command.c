@@ -301,10 +301,7 @@ static void resume(Vm *vm, Op *op)
 	else if (word && v->kind == OP_RESTORE)
 		op_set_arg(op, snapshot_ready(vm, word, &e));
 	else if (word)
-		(void)err_set(&e, ECANCELED,
-			      "the snapshot '%s' was not finished when vmfs was restarted, and is "
-			      "no more",
-			      word);
+		e = snapshot_unfinished(word);
 	else if (v->after == VM_STATE_MAX)
 		(void)err_set(&e, ECANCELED,
 			      "'%s' was under way when vmfs was restarted; it is not known whether "

@@ -173,27 +173,20 @@ typedef struct Stored {
 
 static void stored(void *arg, int err);
 
-/*
- * Which there are, for a later daemon, with `s` in that state: it gets there when that is safe on
- * the disk, so that what a user has been told holds after a restart. One that is being taken is not
- * spoken of, and so removed by a daemon that finds it.
- */
-void snapshot_store_state(Snapshot *s, SnapshotState state)
+/* Which there are, for a later daemon. */
+static void put_index(Vm *vm, StoreDone fn, void *arg)
 {
-	Vm *vm = s->vm;
 	g_autofree char *path = g_strdup_printf("vms/%u/snapshots", vm->serial);
 	g_autoptr(GKeyFile) file = g_key_file_new();
 	g_autoptr(GBytes) bytes = NULL;
-	Stored *next = g_new(Stored, 1);
 	gsize len;
 	char *text;
 
-	s->next = state;
 	g_key_file_set_integer(file, "#", "last", (int)vm->last_snapshot);
-	for (guint i = 0; i < vm->snapshots->len; i++) {
+	for (guint i = 0; vm->snapshots && i < vm->snapshots->len; i++) {
 		const Snapshot *one = vm->snapshots->pdata[i];
 
-		if (one->next == SNAPSHOT_DROPPING || one->next == SNAPSHOT_TAKING)
+		if (one->next == SNAPSHOT_DROPPING)
 			continue;
 		g_key_file_set_integer(file, one->name, "number", (int)one->number);
 		g_key_file_set_string(file, one->name, "state", state_names[one->next]);
@@ -201,8 +194,20 @@ void snapshot_store_state(Snapshot *s, SnapshotState state)
 	}
 	text = g_key_file_to_data(file, &len, NULL);
 	bytes = g_bytes_new_take(text, len);
-	*next = (Stored){ vm_ref(vm), s->number, state };
-	store_put(path, bytes, true, stored, next);
+	store_put(path, bytes, true, fn, arg);
+}
+
+/*
+ * `s` is to be in that state, and gets there when that is safe on the disk: so that what a user has
+ * been told holds after a restart.
+ */
+void snapshot_store_state(Snapshot *s, SnapshotState state)
+{
+	Stored *next = g_new(Stored, 1);
+
+	s->next = state;
+	*next = (Stored){ vm_ref(s->vm), s->number, state };
+	put_index(s->vm, stored, next);
 }
 
 void snapshot_set_state(Snapshot *s, SnapshotState state)
@@ -333,7 +338,7 @@ static void stored(void *arg, int err)
 			continue;
 		if (a->state == SNAPSHOT_DROPPING && !s->job)
 			s->job = savedir_drop(s->dir, drop_done, s);
-		else if (a->state == SNAPSHOT_TAKING && s->import && !s->job)
+		else if (a->state == SNAPSHOT_TAKING && s->import && !s->op && !s->job)
 			s->job = savedir_drop(s->dir, import_begin, s);
 		else if (s->state != a->state && !s->grace)
 			snapshot_set_state(s, a->state);
@@ -489,6 +494,8 @@ int snapshot_take(Vm *vm, const char *name, pid_t maker, SnapshotDone done, void
 		vm_changed(vm, EV_SNAPSHOT);
 		return snapshot_fail(vm, "snapshot", e);
 	}
+	/* A daemon that finds it like this tells that it is no more. */
+	snapshot_store_state(s, SNAPSHOT_TAKING);
 	t = g_new0(Taking, 1);
 	*t = (Taking){ .op = op_ref(op), .done = done, .arg = arg };
 	s->op = op_ref(op);
@@ -565,7 +572,16 @@ bool snapshot_any_taking(const Vm *vm)
 
 /* ---- at start ---- */
 
-static void load_one(Vm *vm, GKeyFile *file, const char *name)
+GError *snapshot_unfinished(const char *name)
+{
+	return err_new(ECANCELED,
+		       "the snapshot '%.63s' was not finished when vmfs was restarted, and is no "
+		       "more",
+		       name);
+}
+
+/* False: it was being taken, and is no more. */
+static bool load_one(Vm *vm, GKeyFile *file, const char *name)
 {
 	g_autofree char *word = g_key_file_get_string(file, name, "state", NULL);
 	const int number = g_key_file_get_integer(file, name, "number", NULL);
@@ -574,16 +590,23 @@ static void load_one(Vm *vm, GKeyFile *file, const char *name)
 
 	while (word && state < SNAPSHOT_DROPPING && strcmp(word, state_names[state]))
 		state++;
-	if (!word || state == SNAPSHOT_TAKING || state == SNAPSHOT_DROPPING ||
-	    !savedir_is_name(name) || number <= 0 || number > LAST_NUMBER ||
-	    snapshot_find(vm, name) || snapshot_by_number(vm, (uint32_t)number))
-		return;
+	if (word && state == SNAPSHOT_TAKING) {
+		g_autoptr(GError) e = snapshot_unfinished(name);
+
+		vm_set_error(vm, "snapshot", e);
+		return false;
+	}
+	if (!word || state == SNAPSHOT_DROPPING || !savedir_is_name(name) || number <= 0 ||
+	    number > LAST_NUMBER || snapshot_find(vm, name) ||
+	    snapshot_by_number(vm, (uint32_t)number))
+		return true;
 	s = snapshot_new(vm, name, (uint32_t)number);
 	s->state = s->next = state;
 	s->made = g_key_file_get_int64(file, name, "made", NULL);
 	snapshot_list_files(s);
 	/* Its import may have been complete, and not looked at yet. */
 	import_look(s);
+	return true;
 }
 
 /* Names of the directories with what backends have made of snapshots. */
@@ -642,11 +665,14 @@ static void remove_leftovers(Vm *vm)
 static void load_all(Vm *vm, GKeyFile *file)
 {
 	g_auto(GStrv) names = g_key_file_get_groups(file, NULL);
+	bool all = true;
 
 	vm->last_snapshot =
 		(uint32_t)CLAMP(g_key_file_get_integer(file, "#", "last", NULL), 0, LAST_NUMBER);
 	for (unsigned i = 0; names[i]; i++)
-		load_one(vm, file, names[i]);
+		all &= load_one(vm, file, names[i]);
+	if (!all)
+		put_index(vm, NULL, NULL);
 }
 
 void snapshot_load(Vm *vm)

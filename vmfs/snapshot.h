@@ -69,4 +69,6 @@ bool snapshot_any_taking(const Vm *vm);
 
 /* At start: what the store has. And the end of the VM in memory. */
 void snapshot_load(Vm *vm);
+/* That the former daemon was taking one: ECANCELED. */
+GError *snapshot_unfinished(const char *name);
 void snapshot_free_all(Vm *vm);

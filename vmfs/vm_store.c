@@ -366,10 +366,10 @@ bool vm_load(Vm *vm)
 
 	load_run(vm);
 	load_saved(vm);
-	snapshot_load(vm);
 	vm->rejected = get_file(vm, "spec.yaml.rej");
 	if (error)
 		vm->error = g_strndup(g_bytes_get_data(error, NULL), g_bytes_get_size(error));
+	snapshot_load(vm);
 	spec = load_spec(vm, "spec.yaml", spec_parse, &e);
 	if (spec) {
 		spec_unref(vm->spec);
