@@ -48,6 +48,7 @@ static void start_helper(void);
 static void keep_known(uint64_t ino, bool known)
 {
 	const uint64_t serial = ino >> 32;
+	static const uint8_t none[256 / 8];
 	g_autoptr(GBytes) old = NULL;
 	uint8_t bits[256 / 8] = { 0 }, bit = (uint8_t)(1u << (ino & 7));
 
@@ -60,7 +61,11 @@ static void keep_known(uint64_t ino, bool known)
 		bits[(ino & 0xff) / 8] |= bit;
 	else
 		bits[(ino & 0xff) / 8] &= (uint8_t)~bit;
-	keep_set(KEEP_KNOWN, serial, bits, sizeof bits);
+	/* Of a VM that is removed nothing is known soon. */
+	if (!memcmp(bits, none, sizeof bits))
+		keep_unset(KEEP_KNOWN, serial);
+	else
+		keep_set(KEEP_KNOWN, serial, bits, sizeof bits);
 }
 
 void notify_looked_up(uint64_t ino)
