@@ -552,6 +552,20 @@ def test_vmm_that_talks_nonsense(misbehaving, mode):
     survived(f"a QEMU that answers: {mode}", injected=1, lost=0)
 
 
+def test_vmm_that_dies_before_it_is_seen_to(misbehaving):
+    """Its monitor ends first. Who waited for it finds no `running` machine afterwards."""
+    fs, vm = misbehaving, misbehaving.machine
+    fs.mode("dies")
+    vm.do("start")
+    with pytest.raises(ConnectionResetError):
+        vm.do("pause")
+    assert vm.state == "crashed"
+    fs.mode(None)
+    vm.do("start")
+    vm.do("kill")
+    survived("a QEMU that answers: its last", injected=1, lost=0)
+
+
 @pytest.mark.parametrize("mode", ["events", "hangs-up"])
 def test_vmm_that_goes_on_and_on(misbehaving, mode):
     fs, vm = misbehaving, misbehaving.machine

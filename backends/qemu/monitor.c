@@ -88,7 +88,10 @@ void qemu_exited(void *arg, int status)
 	timer_stop(&q->exit_timer);
 	timer_stop(&q->silence_timer);
 	q->exit_timer = timer_start(LAST_WORDS_MS, last_words_over, q);
-	maybe_dead(q, true);
+	if (q->qmp)
+		qmp_settle(q->qmp);
+	else
+		maybe_dead(q, true);
 }
 
 static void quit_expired(void *arg)

@@ -27,7 +27,9 @@ struct Qmp {
 	const QmpOps *ops;
 	void *arg;
 	Line *line;
-	Timer *timer; /* until the first answer */
+	Timer *timer;  /* until the first answer; then, of a connection that ended, until we say so
+			*/
+	GError *ended; /* why the connection did */
 	uint64_t timeout_ms;
 	json_int_t last_id;
 	GQueue slots; /* of QmpSlot, oldest first */
@@ -137,6 +139,7 @@ char *qemu_sentence(const char *text)
 static void destroy(Qmp *q)
 {
 	line_free(q->line);
+	g_clear_error(&q->ended);
 	g_free(q);
 }
 
@@ -277,9 +280,31 @@ static void on_line(void *arg, char *line, size_t len)
 	qmp_feed(arg, line, len);
 }
 
+static void grace_over(void *arg)
+{
+	Qmp *q = arg;
+
+	q->timer = NULL;
+	qmp_settle(q);
+}
+
 static void on_closed(void *arg, const GError *err)
 {
-	finish(arg, err_new(err_code(err), "the monitor: %s", err->message));
+	Qmp *q = arg;
+
+	line_free(g_steal_pointer(&q->line));
+	timer_stop(&q->timer);
+	q->ended = err_new(err_code(err), "the monitor: %s", err->message);
+	if (q->greeted)
+		q->timer = timer_start(QMP_GRACE_MS, grace_over, q);
+	else
+		qmp_settle(q);
+}
+
+void qmp_settle(Qmp *q)
+{
+	if (q->ended)
+		finish(q, g_steal_pointer(&q->ended));
 }
 
 static const LineOps line_ops = { .line = on_line, .closed = on_closed };

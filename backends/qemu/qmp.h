@@ -14,6 +14,7 @@
 
 #define QMP_MAX_LINE   (1u << 20)
 #define QMP_TIMEOUT_MS 10000
+#define QMP_GRACE_MS   200
 #define QMP_MAX_HEARD  500 /* messages a second */
 
 typedef struct Qmp Qmp;
@@ -45,6 +46,13 @@ void qmp_free(Qmp *q);
 /* False once the connection is over, which the answers to what was asked are told before closed().
  */
 bool qmp_is_alive(const Qmp *q);
+
+/*
+ * A process that is killed closes its sockets before its end can be seen: so the end of a
+ * connection is told QMP_GRACE_MS late, and what fails by it fails when it is known whether QEMU
+ * lives. Or now, by the one who knows.
+ */
+void qmp_settle(Qmp *q);
 
 /* `args` is taken, and may be NULL. The slot is gone once fn was called; fn may be NULL. */
 QmpSlot *qmp_execute(Qmp *q, const char *command, json_t *args, QmpFn fn, void *arg);

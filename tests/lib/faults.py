@@ -63,7 +63,8 @@ open(pid_file, "w").write(f"{os.getpid()}\n")
 server = socket.socket(fileno=3)
 def serve():
     peer, _ = server.accept()
-    lines = peer.makefile("rw")
+    def say(text):
+        peer.sendall(text.encode() + b"\n")
     if mode == "nothing":
         time.sleep(1000)
     if mode == "garbage":
@@ -72,10 +73,14 @@ def serve():
     if mode == "no-greeting":
         peer.sendall(b'{"return": {}}\n' * 10)
         time.sleep(1000)
-    lines.write('{"QMP": {"version": {}, "capabilities": []}}\n')
-    lines.flush()
-    for line in lines:
+    say('{"QMP": {"version": {}, "capabilities": []}}')
+    for line in peer.makefile():
         order = json.loads(line)
+        if mode == "dies" and order["execute"] == "stop":  # as a process that is killed does
+            server.close()
+            peer.shutdown(socket.SHUT_RDWR)
+            time.sleep(0.05)
+            os.kill(os.getpid(), 9)
         if mode == "partial" and order["execute"] != "qmp_capabilities":
             peer.sendall(b'{"return": {"status": "run')
             time.sleep(1000)
@@ -97,8 +102,7 @@ def serve():
         if mode == "error" and order["execute"] != "qmp_capabilities":
             answer = {"error": {"class": "GenericError", "desc": "no \x1b[2J\n such luck"},
                       "id": order.get("id")}
-        lines.write(json.dumps(answer) + "\n")
-        lines.flush()
+        say(json.dumps(answer))
         if mode == "hangs-up" and order["execute"] == "cont":
             return
 while True:
