@@ -104,7 +104,7 @@ void qemu_plug_free(QemuVm *q)
 		return;
 	if (p->lookup)
 		p->lookup->q = NULL;
-	qemu_disks_cancel(q);
+	prepare_cancel(&q->disks);
 	qemu_shares_cancel(q);
 	g_ptr_array_unref(p->commands);
 	g_clear_error(&p->error);

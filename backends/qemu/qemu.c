@@ -280,7 +280,7 @@ static void fini(BackendVm *bv)
 	qemu_sleep_abandon(q);
 	qemu_snapshot_abandon(q);
 	savedir_cancel(&q->dropping);
-	qemu_disks_forget(q);
+	prepare_forget(&q->disks);
 	clear_op(q);
 	qemu_shares_forget(q, false);
 	qemu_forget(q);

@@ -17,6 +17,7 @@
 #include "backends/qemu/qmp.h"
 #include "vmfs/line.h"
 #include "vmfs/loop.h"
+#include "vmfs/prepare.h"
 #include "vmfs/proc.h"
 
 /* Descriptors that QEMU is started with, and the names of their sockets in the run directory. */
@@ -127,7 +128,6 @@ typedef enum QemuIdentity {
 } QemuIdentity;
 
 typedef struct QemuVm QemuVm;
-typedef struct QemuDisks QemuDisks; /* disk.c */
 
 struct QemuVm {
 	BackendVm base;
@@ -150,7 +150,7 @@ struct QemuVm {
 	struct SaveJob *dropping; /* what it slept in, by a kill */
 	void *taking;		  /* of snapshot.c, while a snapshot is taken */
 	void *sleep;		  /* of sleep.c, while it goes to sleep */
-	QemuDisks *disks;	  /* being prepared; NULL: none are */
+	Prepare *disks;		  /* being prepared; NULL: none are */
 	GHashTable *slots;	  /* where the devices of what runs are; NULL: as at a start */
 	unsigned bridges;	  /* that it was started with */
 	GPtrArray *shares;	  /* of share.c: what virtiofsd serves; or NULL */
@@ -356,14 +356,9 @@ GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned i
 /*
  * disk.c: see whether the disks of a spec can be used, and make the files that are missing, and
  * whether its devices of the host's can be opened, with the rights of q->user; with `key`, of
- * "disks.data" or "devices.gpu" only. done() is called later, once, unless cancelled first. One at
- * a time: where storage does not answer, the next one waits as well.
+ * "disks.data" or "devices.gpu" only. It becomes q->disks.
  */
-typedef void (*QemuDisksFn)(void *arg, const GError *err);
-void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *key, QemuDisksFn done, void *arg);
-void qemu_disks_cancel(QemuVm *q);
-/* The VM goes from memory. */
-void qemu_disks_forget(QemuVm *q);
+void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *key, PrepareFn done, void *arg);
 
 /* "127.0.0.1:40427", which leads to port 22 of the guest; NULL: nothing does. */
 char *qemu_usernet_ssh(const char *usernet);

@@ -12,6 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "vmfs/qemutext.h"
+
 #define QMP_MAX_LINE   (1u << 20)
 #define QMP_TIMEOUT_MS 10000
 #define QMP_GRACE_MS   200
@@ -63,11 +65,3 @@ void qmp_cancel(QmpSlot **slot);
 
 /* Take one line from the peer; writable, NUL-terminated. */
 void qmp_feed(Qmp *q, char *line, size_t len);
-
-/* The errno that fits what QEMU or qemu-img said; EIO when nothing does. */
-int qemu_errno(const char *text);
-/*
- * The last line of what QEMU or qemu-img printed that is not a warning, in the words of the spec:
- * "disks.root: Could not open ...". NULL when there is none.
- */
-char *qemu_sentence(const char *text);

@@ -213,7 +213,7 @@ void start_disks_cancel(Op *op, void *ctx)
 	Start *s = ctx;
 
 	ssh_key_cancel(g_steal_pointer(&s->key));
-	qemu_disks_cancel(s->q);
+	prepare_cancel(&s->q->disks);
 }
 
 /* ---- shares ---- */
