@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lib.backends import on_libvirt, real
 from lib.guest import run, started
+from lib.libvirtd import Libvirtd, missing
 from lib.util import exists, fails, until
 
 MIB = 1 << 20
@@ -213,7 +215,7 @@ def test_store_that_is_full(fs, images):
 # Files of disks, with real machines
 
 qemu_only = pytest.mark.qemu
-HEAD = "backend: qemu\naccel: tcg\nmemory: 256MiB\n"
+HEAD = "accel: tcg\nmemory: 256MiB\n"
 
 
 def qemu_img(*args):
@@ -226,9 +228,11 @@ def info(path):
 
 
 @pytest.fixture
-def boot(guest):
+def boot(request, guest):
     """The beginning of a spec whose guest needs no disk."""
-    return (f"{HEAD}boot:\n  kernel: {guest.kernel}\n  initrd: {guest.initrd}\n"
+    callspec = getattr(request.node, "callspec", None)
+    name = callspec.params.get("backend", "qemu") if callspec else "qemu"
+    return (f"backend: {name}\n{HEAD}boot:\n  kernel: {guest.kernel}\n  initrd: {guest.initrd}\n"
             f"  cmdline: console=ttyS0 quiet\ndisks:\n")
 
 
@@ -240,8 +244,8 @@ def data(fs):
     return find
 
 
-@qemu_only
-def test_overlay_is_what_qemu_img_makes(fs, images, guest, boot, data):
+@real
+def test_overlay_is_what_qemu_img_makes(fs, backend, images, guest, boot, data):
     """By name, of a qcow2 and of a raw image, and larger than that."""
     (images / "small").symlink_to(guest.disk)
     size = info(guest.disk)["virtual-size"]
@@ -258,8 +262,8 @@ def test_overlay_is_what_qemu_img_makes(fs, images, guest, boot, data):
     assert not list(data().glob("*.new"))
 
 
-@qemu_only
-def test_a_name_that_moves_on(fs, images, guest, boot, data):
+@real
+def test_a_name_that_moves_on(fs, backend, images, guest, boot, data):
     """Overlays stay with the image that they were made of; another name is another image."""
     old, new = fs.base / "old.qcow2", fs.base / "new.qcow2"
     shutil.copyfile(guest.disk, old)
@@ -286,8 +290,8 @@ def test_a_name_that_moves_on(fs, images, guest, boot, data):
     assert info(data() / "root.qcow2")["backing-filename"] == str(new)
 
 
-@qemu_only
-def test_a_name_that_is_gone(fs, images, guest, boot):
+@real
+def test_a_name_that_is_gone(fs, backend, images, guest, boot):
     (images / "deb").symlink_to(guest.disk)
     vm = fs.vm("web1", f"{boot}  root: {{image: deb}}\n")
     (images / "deb").unlink()
@@ -296,8 +300,8 @@ def test_a_name_that_is_gone(fs, images, guest, boot):
     vm.error("ENOENT", "disks.root.image", "no image 'deb'")
 
 
-@qemu_only
-def test_empty_disks(fs, boot, data):
+@real
+def test_empty_disks(fs, backend, boot, data):
     """The guest sees them, they are empty, keep what is written, and grow."""
     def spec(a, b):
         return f"{boot}  a: {{size: {a}}}\n  b: {{size: {b}, format: raw}}\n"
@@ -480,8 +484,8 @@ def test_rests_of_a_daemon_that_was_killed(fs, boot, guest, data):
         assert "No errors" in qemu_img("check", data() / f"{name}.qcow2")
 
 
-@qemu_only
-def test_kill_and_start_at_once(fs, boot, guest):
+@real
+def test_kill_and_start_at_once(fs, backend, boot, guest):
     """One start after the other is given up: the next one gets what it needs."""
     vm = fs.vm("web1", f"{boot}  root: {{image: {guest.disk}}}\n")
     for _ in range(10):
@@ -490,3 +494,125 @@ def test_kill_and_start_at_once(fs, boot, guest):
         assert vm.state == "stopped"
     vm.do("start")
     assert vm.state == "running"
+
+
+# What libvirt is told of them
+
+libvirt_only = pytest.mark.parametrize("backend", [on_libvirt], indirect=True)
+
+
+@libvirt_only
+def test_libvirt_keeps_what_a_disk_is(fs, backend, boot, images, guest, data):
+    """The user's text stays as it is, while the machine runs, over restarts, and with virsh's
+    changes beside it; and a disk comes while it runs."""
+    (images / "small").symlink_to(guest.disk)
+    text = f"{boot}  root: {{image: small}}  # mine\n  b: {{size: 64MiB}}\ncloud_init: {{}}\n"
+    more = text.replace("  b:", "  c: {size: 32MiB, format: raw}\n  b:")
+    lv, vm = backend.libvirtd, fs.vm("web1", text)
+    console = started(vm, "web1")
+    assert vm.spec == text and vm.read("pending") == ""
+    assert set(os.listdir(vm / "disks")) == {"root", "b"} and "block._seed" not in vm.read("stats")
+    vm.write("spec.yaml", more)
+    assert vm.read("error") == "" and vm.read("pending") == ""
+    # Behind the seed, which is there.
+    until(lambda: run(vm, console, "cat /sys/block/vdd/size || :") == "65536", "the disk")
+    fs.kill9()
+    fs.restart()
+    assert vm.spec == more and vm.read("pending") == ""
+    vm.do("kill")
+    (lv.dir / "edited.xml").write_text(lv.virsh("dumpxml", "web1").stdout.replace(
+        ">1</vcpu>", ">2</vcpu>"))
+    lv.virsh("define", lv.dir / "edited.xml")
+    until(lambda: '"cpus": 2' in vm.spec, "what virsh changes shows")
+    for word in ("small", "67108864", "cloud_init"):
+        assert word in vm.spec
+    vm.write("spec.yaml", boot + "  root: {image: small}\n")
+    xml = lv.virsh("dumpxml", "web1").stdout
+    assert xml.count("<disk type") == 1 and xml.count("<disk name") == 1 and "_seed" not in xml
+    vm.dir.rmdir()
+    until(lambda: not list(fs.state.glob("vms/*/data")), "the disks are gone")
+    assert lv.domains() == []
+
+
+@libvirt_only
+def test_libvirt_of_another_machine(fs, backend, boot, guest):
+    """Files of this one are of no use there; nor is a machine to be given away with them."""
+    (fs.mnt / ".vmfs/hosts/far").mkdir()
+    (fs.mnt / ".vmfs/hosts/far/uri").write_text("qemu+ssh://vmfs.invalid/system\n")
+    vm = fs.vm("web1")
+    for own in ("  b: {size: 1MiB}\n", f"  b: {{file: {guest.rawdisk}}}\ncloud_init: {{}}\n"):
+        with fails(EOPNOTSUPP):
+            vm.write("spec.yaml", f"{boot}{own}host: far\n")
+        vm.error("EOPNOTSUPP", "host far is another")
+    (vm / "spec.yaml.rej").unlink()
+    vm.write("spec.yaml", f"{boot}  b: {{size: 1MiB}}\n")
+    vm.do("start")
+    with fails(EOPNOTSUPP):
+        vm.write("host", "far\n")
+    vm.error("EOPNOTSUPP", "host far is another")
+    with fails(EBUSY):
+        vm.do("unmanage")
+    vm.error("EBUSY", "which go with the machine")
+    assert vm.state == "running"
+    lv = backend.libvirtd
+    xml = lv.virsh("dumpxml", "--inactive", "web1").stdout
+    vm.do("kill")
+    vm.dir.rmdir()
+    # A foreign one that says the same: what is there is there, and more is not made.
+    (lv.dir / "foreign.xml").write_text(xml.replace(">web1<", ">web2<"))
+    lv.virsh("define", lv.dir / "foreign.xml")
+    until(lambda: "web2" in fs.names(), "it is shown")
+    vm = fs.vm("web2")
+    until(lambda: "b: {" in vm.spec, "what it is is known")
+    for more in ("disks: {c: {size: 1MiB}}\n", "disks: {}\ncloud_init: {}\n"):
+        with fails(EOPNOTSUPP):
+            vm.write("spec.yaml", f"backend: libvirt\n{more}")
+        vm.error("EOPNOTSUPP", "that vmfs has made itself")
+
+
+@pytest.fixture
+def other_libvirtd():
+    """One whose QEMUs are not root."""
+    if why := missing():
+        pytest.skip(why)
+    lv = Libvirtd(user="libvirt-qemu")
+    yield lv
+    lv.clear()
+    lv.close()
+
+
+@qemu_only
+@pytest.mark.libvirt
+@needs_root
+def test_libvirt_lets_its_user_through(other_libvirtd, box, guest):
+    """To the files of the machine and to nothing else; they stay their owner's, as images do."""
+    lv = other_libvirtd
+    fs = box.start(f"-ohost=local={lv.uri}", "-o", "allow_other")
+    kernel, initrd, base = (shutil.copy(path, fs.base) for path in
+                            (guest.kernel, guest.initrd, guest.rawdisk))
+    text = (f"backend: libvirt\n{HEAD}boot:\n  kernel: {kernel}\n  initrd: {initrd}\n"
+            f"  cmdline: console=ttyS0 quiet\ndisks:\n  root: {{image: {base}}}\n"
+            "  b: {size: 1MiB, format: raw}\ncloud_init: {}\n")
+    fs.mnt.chmod(0o1777)
+    fs.sh("mkdir web1", user=USER)
+    vm = fs.vm("web1", text)
+    console = started(vm, "web1")
+    run(vm, console, "echo kept | dd of=/dev/vdb conv=sync; sync")
+    data = next(fs.state.glob("vms/*/data"))
+    qemu = os.stat(f"/proc/{lv.vmm('web1')}").st_uid
+    assert qemu not in (0, USER)
+    files = [data, data / "root.qcow2", data / "b.raw", data / "seed.iso"]
+    assert {p.stat().st_uid for p in files} == {USER} and os.stat(base).st_uid == 0
+    for user, reads in ((qemu, True), (OTHER, False)):
+        done = fs.sh(f"head -c4 {data}/b.raw", user=user, check=False)
+        assert (done.returncode == 0) == reads
+    assert fs.sh(f"cat {data}/console.log", user=qemu, check=False).returncode != 0
+    vm.do("kill")
+    os.chmod(base, 0o600)  # its owner's alone, who is neither
+    with fails(EACCES):
+        vm.do("start")
+    vm.error("EACCES", "disks.root.image", str(base), "owner")
+    os.chmod(base, 0o644)
+    vm.do("start")
+    assert (data / "b.raw").read_bytes().startswith(b"kept")
+    vm.do("kill")

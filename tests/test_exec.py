@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lib.backends import on_libvirt, on_qemu, real
 from lib.util import deadline, exists, fails, get, until, wait_blocked
 
 # Names and limits
@@ -189,9 +190,6 @@ def test_writer_waits_for_the_command(vm):
 # Real guests
 
 
-on_qemu, on_libvirt = (pytest.param("qemu", marks=pytest.mark.qemu),
-                       pytest.param("libvirt", marks=[pytest.mark.qemu, pytest.mark.libvirt]))
-real = pytest.mark.parametrize("backend", [on_qemu, on_libvirt], indirect=True)
 qemu_only = pytest.mark.parametrize("backend", [on_qemu], indirect=True)
 libvirt_only = pytest.mark.parametrize("backend", [on_libvirt], indirect=True)
 

@@ -5,7 +5,9 @@
  */
 #pragma once
 
+#include <glib.h>
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "vmfs/proc.h"
 
@@ -15,3 +17,9 @@
  */
 bool rights_take(const ProcUser *user, int *ret_before);
 void rights_drop(const ProcUser *user, int before);
+
+/*
+ * Let another user get to a file or directory as well: perms are those of a mode's digit. With the
+ * thread's rights; of the group nobody has any then. EOPNOTSUPP: its file system has no such lists.
+ */
+bool rights_let(const char *path, uid_t uid, unsigned perms, GError **err);

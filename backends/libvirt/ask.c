@@ -140,8 +140,8 @@ static void lines_of(LvCall *c, const virDomainStatsRecord *r, const char *group
 	unsigned long long count = 0;
 
 	(void)number(r, count_field, &count);
-	for (unsigned i = 0; i < count && i < SPEC_MAX_ITEMS && names[i]; i++)
-		for (unsigned k = 0; k < n; k++) {
+	for (unsigned i = 0; i < count && i <= SPEC_MAX_ITEMS && names[i]; i++)
+		for (unsigned k = 0; strcmp(names[i], XML_SEED) && k < n; k++) {
 			g_autofree char *key =
 				g_strdup_printf("%s.%s.%s", group, names[i], rows[k].key);
 			g_autofree char *field =

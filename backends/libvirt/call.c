@@ -147,6 +147,8 @@ static void finished(void *job)
 	LvCall *c = job;
 
 	lv_host_worked(c->tag);
+	if (c->caps.known && lv_host_at(c->tag))
+		lv_host_at(c->tag)->caps = c->caps;
 	if (c->lv)
 		g_ptr_array_remove_fast(c->lv->calls, c);
 	if (c->lv && c->lv->guest_call == c)
@@ -157,6 +159,7 @@ static void finished(void *job)
 	spec_unref(c->have);
 	g_free(c->name);
 	g_free(c->xml);
+	g_free(c->dir);
 	if (c->list)
 		g_ptr_array_unref(c->list);
 	if (c->bytes)
@@ -178,6 +181,7 @@ LvCall *lv_call_new(LvVm *lv, bool (*work)(LvCall *c, GError **err), void (*done
 	c->tag = lv_host_tag(lv->host);
 	c->work = work;
 	c->done = done;
+	c->caps = lv->host->caps;
 	c->state.state = VM_STATE_MAX;
 	g_strlcpy(c->key, lv->base.vm->home.key, sizeof c->key);
 	return c;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "backends/libvirt/lv.h"
+#include "backends/libvirt/xml.h"
 
 typedef struct LvCall LvCall;
 struct LvCall {
@@ -31,6 +32,10 @@ struct LvCall {
 	Spec *spec, *have; /* references of the loop's */
 	unsigned id;
 	char *xml; /* what was defined */
+	char *dir; /* own.c: where it can have files of its own; NULL: nowhere */
+	uid_t uid; /* whose they are */
+	gid_t gid;
+	LvCaps caps; /* of the host: as far as known, then as learnt */
 	bool console, resume;
 	bool again;	     /* it may have been done, for a daemon that has died since */
 	virConnectPtr other; /* a reference: of the host that it is moved to */
@@ -55,3 +60,10 @@ void lv_call_send(LvCall *c);
 bool lv_call_alive(const LvCall *c);
 /* Nothing more is to come of the calls of this VM, which goes. */
 void lv_call_forget(LvVm *lv);
+
+/* own.c, in the pool: */
+bool lv_learn_caps(LvCall *c, GError **err);
+/* Those of c->spec, which are there, can be reached by the host's QEMUs. */
+bool lv_own_reach(LvCall *c, GError **err);
+/* On the loop: for those two. */
+void lv_own_call(LvCall *c);

@@ -232,6 +232,7 @@ static void opened(void *arg)
 	}
 	if (lh && !o->error) {
 		lh->virt = g_steal_pointer(&o->virt);
+		lh->caps = (LvCaps){ 0 };
 		lh->tries = 0;
 		g_clear_pointer(&lh->why, g_free);
 		log_info("host %s: connected to %s", lh->host->name, o->uri);

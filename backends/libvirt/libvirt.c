@@ -101,6 +101,9 @@ static bool is_open(const Spec *user, const char *key)
 	g_autofree char *object = last ? g_strndup(key, (gsize)(last - key)) : NULL;
 	const void *named = object ? spec_named(user, object) : NULL;
 
+	/* The order of devices: that in which they came, for the guest's sake. */
+	if (!strcmp(key, "disks") || !strcmp(key, "nics"))
+		return true;
 	if (named && g_str_has_prefix(key, "nics.") && !strcmp(last, ".mac"))
 		return !((const SpecNic *)named)->mac;
 	if (named && g_str_has_prefix(key, "disks.") && !strcmp(last, ".format"))
@@ -193,6 +196,8 @@ static void probe(Backend *be)
 
 static bool check(Backend *be, const Spec *spec, GError **err)
 {
+	const Host *host = spec->host ? host_find(spec->host) : NULL;
+
 	(void)be;
 	if (spec->max_cpus || spec->max_memory)
 		return err_set(err, EOPNOTSUPP,
@@ -210,11 +215,6 @@ static bool check(Backend *be, const Spec *spec, GError **err)
 	for (unsigned i = 0; i < spec->disks->len; i++) {
 		const SpecDisk *d = spec->disks->pdata[i];
 
-		if (!d->file)
-			return err_set(err, EOPNOTSUPP,
-				       "disks.%s: backend 'libvirt' makes no disks: name a file "
-				       "that is there, with `file`",
-				       d->name);
 		if (d->bus != BUS_VIRTIO)
 			return err_set(err, EOPNOTSUPP,
 				       "disks.%s.bus: backend 'libvirt' of this version makes "
@@ -229,9 +229,13 @@ static bool check(Backend *be, const Spec *spec, GError **err)
 				       "nics.%s.ports: backend 'libvirt' cannot forward ports",
 				       n->name);
 	}
-	if (spec->cloud_init.given)
-		return err_set(err, EOPNOTSUPP,
-			       "cloud_init: backend 'libvirt' cannot make that disk");
+	if (host && lv_has_own(spec) && !lv_host_is_here(host))
+		return err_set(
+			err, EOPNOTSUPP,
+			"host: the files of disks with `image` or `size`, and of cloud_init, "
+			"are on this machine, and host %s is another: name disks that are "
+			"there, with `file`",
+			spec->host);
 	if (spec->machine == MACHINE_MICROVM)
 		return err_set(err, EOPNOTSUPP, "machine: backend 'libvirt' has no microvm");
 	return true;
@@ -263,6 +267,12 @@ static void unmanage(BackendVm *bv, Op *op)
 {
 	Vm *vm = bv->vm;
 
+	if (vm->home.be && !vm->home.foreign && lv_has_own(vm->spec)) {
+		op_fail(op, err_new(EBUSY, "it uses files in vmfs's own directory, which go with "
+					   "the machine: disks with `image` or `size`, or the "
+					   "seed of cloud_init"));
+		return;
+	}
 	if (!vm->home.be || !lv_of(bv)->xml) {
 		op_fail(op, err_new(ESRCH, "libvirt does not have it: it has not been started "
 					   "yet, or was undefined"));
@@ -305,6 +315,7 @@ static void fini(BackendVm *bv)
 	lv_op_clear(lv);
 	lv_call_forget(lv);
 	lv_move_forget(lv);
+	prepare_forget(&lv->prepare);
 	forget_run(lv);
 	if (lv->host)
 		g_hash_table_remove(lv->host->domains, bv->vm->home.key);

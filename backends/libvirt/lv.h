@@ -13,8 +13,10 @@
 #include <stdint.h>
 
 #include "backends/backend.h"
+#include "backends/libvirt/xml.h"
 #include "vmfs/hosts.h"
 #include "vmfs/loop.h"
+#include "vmfs/prepare.h"
 #include "vmfs/registry.h"
 #include "vmfs/vm.h"
 
@@ -29,6 +31,7 @@ typedef struct LvHost {
 	bool opening;
 	char *why;     /* it is away: a sentence; or NULL */
 	char *version; /* of libvirt and the hypervisor, there */
+	LvCaps caps;   /* as far as they were asked for */
 	unsigned cpus;
 	uint64_t memory, free; /* bytes; free: when a domain of it was last looked at */
 	unsigned tries;
@@ -66,6 +69,8 @@ typedef struct LvVm {
 	const char *ending; /* why it ends, when we end it */
 	void *start;	    /* the LvCall that starts or moves it */
 	bool undoing;	    /* and what that has done is to be undone */
+
+	Prepare *prepare; /* own.c: what is being made; NULL: nothing is */
 
 	/* move.c: numbers of hosts; 0: it is not being moved. */
 	uint32_t from, to;
@@ -232,6 +237,18 @@ void lv_op_look(LvVm *lv);
 void lv_op_rebooted(LvVm *lv);
 void lv_op_agent_up(LvVm *lv);
 void lv_op_away(LvVm *lv);
+
+/* own.c */
+/* What runs there runs on this machine, and sees its files. */
+bool lv_host_is_here(const Host *host);
+bool lv_is_own(const SpecDisk *d);
+/* It wants files of vmfs's own. */
+bool lv_has_own(const Spec *spec);
+/*
+ * Make them, as lv->prepare; with `key`, the disk that "disks.data" names only. false: the VM has
+ * none there, and done() is not called.
+ */
+bool lv_own_prepare(LvVm *lv, const Spec *spec, const char *key, PrepareFn done, void *arg);
 
 /* plug.c */
 void lv_apply(BackendVm *bv, Op *op);

@@ -204,10 +204,16 @@ static void migrated(LvCall *c)
 
 static LvHost *destination(const LvVm *lv, const char *name, GError **err)
 {
+	const Vm *vm = lv->base.vm;
 	const Host *host = host_find(name);
 	LvHost *to = host ? host->link : NULL;
 	const LvVm *same = to ? g_hash_table_lookup(to->domains, lv->base.vm->home.key) : NULL;
 
+	if (host && !vm->home.foreign && lv_has_own(vm->spec) && !lv_host_is_here(host))
+		return (void *)err_set(err, EOPNOTSUPP,
+				       "the files of disks with `image` or `size`, and of "
+				       "cloud_init, are on this machine, and host %s is another",
+				       name);
 	if (!to || !lv_host_need(to, err))
 		return to ? NULL : (void *)err_set(err, EHOSTDOWN, "host %s has no URI", name);
 	if (same)

@@ -11,23 +11,6 @@
 #include "vmfs/specval.h"
 
 #define X(text) ((const xmlChar *)(text))
-#define MAX_XML (1u << 20)
-
-static xmlDoc *parse(const char *xml)
-{
-	const size_t len = strlen(xml);
-	xmlDoc *doc =
-		len > MAX_XML
-			? NULL
-			: xmlReadMemory(xml, (int)len, NULL, NULL,
-					XML_PARSE_NONET | XML_PARSE_NOERROR | XML_PARSE_NOWARNING);
-	const xmlNode *root = doc ? xmlDocGetRootElement(doc) : NULL;
-
-	if (root && !strcmp((const char *)root->name, "network"))
-		return doc;
-	xmlFreeDoc(doc);
-	return NULL;
-}
 
 /* ---- what it says ---- */
 
@@ -60,7 +43,7 @@ static char *range_of(xmlNode *range)
 
 NetSpec *lv_netxml_spec(const char *xml)
 {
-	xmlDoc *doc = parse(xml);
+	xmlDoc *doc = xmltree_read(xml, "network");
 	xmlNode *root = doc ? xmlDocGetRootElement(doc) : NULL, *forward;
 	g_autofree char *name = xmltree_text(xmltree_find(root, "name"));
 	NetSpec *s;
@@ -180,7 +163,7 @@ static char *edit(xmlDoc *doc, const NetSpec *have, const NetSpec *want)
 
 char *lv_netxml_edit(const char *xml, const NetSpec *spec, GError **err)
 {
-	xmlDoc *doc = parse(xml);
+	xmlDoc *doc = xmltree_read(xml, "network");
 	g_autoptr(NetSpec) have = doc ? lv_netxml_spec(xml) : NULL;
 	char *text = have ? edit(doc, have, spec) : NULL;
 

@@ -22,14 +22,31 @@ static char *live_xml(const LvCall *c, GError **err)
 	return copy;
 }
 
+/* Of which image a private disk is. */
+static bool write_own(const LvCall *c, const LvOwn *own, GError **err)
+{
+	g_autofree char *text = lv_xml_own(c->spec, own);
+
+	if (!text || virDomainSetMetadata(c->dom, VIR_DOMAIN_METADATA_ELEMENT, text, XML_OWN_PREFIX,
+					  XML_OWN_URI, VIR_DOMAIN_AFFECT_LIVE) >= 0)
+		return true;
+	lv_error(err, "libvirt cannot keep what its disk is");
+	return false;
+}
+
 static bool work_plug(LvCall *c, GError **err)
 {
+	const SpecDisk *disk =
+		g_str_has_prefix(c->name, "disks.") ? spec_named(c->spec, c->name) : NULL;
+	const bool is_own = c->dir && disk && lv_is_own(disk);
 	g_autofree char *xml = live_xml(c, err), *device = NULL;
+	LvOwn own = { c->dir };
 
-	if (!xml)
+	if (!xml || (is_own && !lv_learn_caps(c, err)))
 		return false;
-	device = lv_xml_device(xml, c->spec, c->name, c->id, err);
-	if (!device)
+	own.dac = c->caps.dac;
+	device = lv_xml_device(xml, c->spec, c->name, c->id, c->dir ? &own : NULL, err);
+	if (!device || (is_own && (!lv_own_reach(c, err) || !write_own(c, &own, err))))
 		return false;
 	if (virDomainAttachDeviceFlags(c->dom, device, VIR_DOMAIN_AFFECT_LIVE) >= 0)
 		return true;
@@ -45,7 +62,7 @@ static bool work_unplug(LvCall *c, GError **err)
 		return false;
 	if (!lv_xml_has_device(xml, c->name))
 		return true;
-	device = lv_xml_device(xml, NULL, c->name, 0, err);
+	device = lv_xml_device(xml, NULL, c->name, 0, NULL, err);
 	if (!device)
 		return false;
 	/* It waits for the guest, for five seconds; and is content then, whatever it did. */
@@ -66,18 +83,48 @@ static void applied(LvCall *c)
 		lv_op_end(c->lv, g_steal_pointer(&c->error));
 }
 
-void lv_apply(BackendVm *bv, Op *op)
+static void apply(LvVm *lv, Op *op)
 {
 	const SpecChange *change = op_arg(op);
 	const bool wanted = spec_named(change->want, change->key) != NULL;
-	LvCall *c = lv_op_begin(lv_of(bv), op, wanted ? work_plug : work_unplug, applied);
+	LvCall *c = lv_op_begin(lv, op, wanted ? work_plug : work_unplug, applied);
 
 	if (!c)
 		return;
 	c->name = g_strdup(change->key);
 	c->spec = spec_ref(change->want);
-	c->id = bv->vm->id;
+	c->id = lv->base.vm->id;
+	lv_own_call(c);
 	lv_call_send(c);
+}
+
+static void prepared(void *arg, const GError *err)
+{
+	Op *op = arg;
+
+	if (err)
+		op_fail(op, g_error_copy(err));
+	else
+		apply(lv_of(op_vm(op)->bv), op);
+}
+
+static void cancel_prepare(Op *op, void *ctx)
+{
+	LvVm *lv = ctx;
+
+	(void)op;
+	prepare_cancel(&lv->prepare);
+}
+
+void lv_apply(BackendVm *bv, Op *op)
+{
+	const SpecChange *change = op_arg(op);
+	LvVm *lv = lv_of(bv);
+
+	if (lv_own_prepare(lv, change->want, change->key, prepared, op))
+		op_on_cancel(op, cancel_prepare, lv);
+	else
+		apply(lv, op);
 }
 
 bool lv_can_apply(const BackendVm *bv, const Spec *want, const char *key)

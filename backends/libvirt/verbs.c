@@ -290,15 +290,6 @@ void lv_op_agent_up(LvVm *lv)
 
 /* ---- start ---- */
 
-static bool has_kvm(virConnectPtr virt)
-{
-	char *caps = virConnectGetCapabilities(virt);
-	bool found = caps && strstr(caps, "<domain type='kvm'");
-
-	free(caps);
-	return found;
-}
-
 static bool define(LvCall *c, const char *xml, GError **err)
 {
 	virDomainPtr dom = virDomainDefineXML(c->virt, xml);
@@ -313,9 +304,10 @@ static bool define(LvCall *c, const char *xml, GError **err)
 	return true;
 }
 
-/* The domain is as c->spec says. */
-static bool work_define(LvCall *c, GError **err)
+/* Its own definition is as c->spec says. */
+static bool write_xml(LvCall *c, GError **err)
 {
+	const LvOwn own = { c->dir, c->caps.dac }, *mine = c->dir ? &own : NULL;
 	g_autofree char *xml = NULL, *text = NULL;
 	char *now = c->dom ? virDomainGetXMLDesc(c->dom,
 						 VIR_DOMAIN_XML_INACTIVE | VIR_DOMAIN_XML_SECURE)
@@ -323,21 +315,29 @@ static bool work_define(LvCall *c, GError **err)
 	bool ok = true;
 
 	if (!now) {
-		const LvNew made = { c->name, c->key, c->id, has_kvm(c->virt) };
+		const LvNew made = { c->name, c->key, c->id, c->caps.kvm };
 
-		xml = lv_xml_new(&made, c->spec, err);
+		xml = lv_xml_new(&made, c->spec, mine, err);
 	} else {
 		g_autoptr(Spec) have = NULL;
 
 		text = lv_xml_spec(now, err);
 		have = text ? spec_restore(text, strlen(text), err) : NULL;
-		xml = have ? lv_xml_edit(now, have, c->spec, c->id, err) : NULL;
+		xml = have ? lv_xml_edit(now, have, c->spec, c->id, mine, err) : NULL;
 	}
 	ok = xml != NULL;
 	if (ok && (!now || strcmp(now, xml)))
 		ok = define(c, xml, err);
 	free(now);
 	return ok;
+}
+
+/* The domain is as c->spec says. */
+static bool work_define(LvCall *c, GError **err)
+{
+	const bool asks = !c->dom || (c->dir && lv_has_own(c->spec));
+
+	return (!asks || lv_learn_caps(c, err)) && write_xml(c, err);
 }
 
 /* What a daemon that has died since had begun, libvirt has done. */
@@ -371,7 +371,7 @@ static bool boot(LvCall *c, GError **err)
 
 static bool work_start(LvCall *c, GError **err)
 {
-	if (c->spec && !work_define(c, err))
+	if (c->spec && (!work_define(c, err) || !lv_own_reach(c, err)))
 		return false;
 	if (!boot(c, err))
 		return false;
@@ -435,6 +435,7 @@ static void run_start(Op *op, void *ctx)
 		c->id = vm->id;
 		c->name = g_strdup(vm->name);
 		c->spec = spec_ref(vm->spec);
+		lv_own_call(c);
 	}
 	lv->start = c;
 	lv_call_send(c);
@@ -457,7 +458,39 @@ static void undo_start(Op *op, void *ctx)
 		op_next(op);
 }
 
+static void prepared(void *arg, const GError *err)
+{
+	Op *op = arg;
+
+	if (err)
+		op_fail(op, g_error_copy(err));
+	else
+		op_next(op);
+}
+
+static void run_prepare(Op *op, void *ctx)
+{
+	LvVm *lv = ctx;
+
+	if (!lv_own_prepare(lv, lv->base.vm->spec, NULL, prepared, op))
+		op_next(op);
+}
+
+static void cancel_prepare(Op *op, void *ctx)
+{
+	LvVm *lv = ctx;
+
+	(void)op;
+	prepare_cancel(&lv->prepare);
+}
+
 static const Step start_steps[] = {
+	{ "preparing", run_prepare, cancel_prepare, NULL },
+	{ "starting", run_start, cancel_start, undo_start },
+	{ 0 },
+};
+
+static const Step wake_steps[] = {
 	{ "starting", run_start, cancel_start, undo_start },
 	{ 0 },
 };
@@ -478,7 +511,7 @@ void lv_start(BackendVm *bv, Op *op)
 /* libvirt goes on from the memory that it has kept. */
 void lv_wake(BackendVm *bv, Op *op)
 {
-	op_steps(op, start_steps, lv_of(bv), NULL);
+	op_steps(op, wake_steps, lv_of(bv), NULL);
 }
 
 static bool work_sleep(LvCall *c, GError **err)
@@ -538,6 +571,7 @@ static void order(BackendVm *bv, bool (*work)(LvCall *c, GError **err), const ch
 	c->id = bv->vm->id;
 	c->spec = spec ? spec_ref((Spec *)spec) : NULL;
 	c->absent = !bv->vm->home.foreign;
+	lv_own_call(c);
 	lv_call_send(c);
 }
 

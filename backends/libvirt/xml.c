@@ -12,21 +12,29 @@
 
 #define MAX_XML (16u << 20)
 
-xmlDoc *xmltree_parse(const char *text, GError **err)
+xmlDoc *xmltree_read(const char *text, const char *root)
 {
-	size_t len = strlen(text);
+	const size_t len = strlen(text);
 	xmlDoc *doc =
 		len > MAX_XML
 			? NULL
 			: xmlReadMemory(text, (int)len, NULL, NULL,
 					XML_PARSE_NONET | XML_PARSE_NOERROR | XML_PARSE_NOWARNING);
-	const xmlNode *root = doc ? xmlDocGetRootElement(doc) : NULL;
+	const xmlNode *found = doc ? xmlDocGetRootElement(doc) : NULL;
 
-	if (root && !strcmp((const char *)root->name, "domain"))
+	if (found && !strcmp((const char *)found->name, root))
 		return doc;
 	xmlFreeDoc(doc);
-	(void)err_set(err, EINVAL, "that is not the XML of a domain");
 	return NULL;
+}
+
+xmlDoc *xmltree_parse(const char *text, GError **err)
+{
+	xmlDoc *doc = xmltree_read(text, "domain");
+
+	if (!doc)
+		(void)err_set(err, EINVAL, "that is not the XML of a domain");
+	return doc;
 }
 
 xmlNode *xmltree_next(xmlNode *after, const char *name)
@@ -194,7 +202,47 @@ char *xmltree_disk_path(xmlNode *disk)
 	return g_steal_pointer(&path);
 }
 
-static void say_disks(xmlNode *devices, GString *out)
+xmlNode *xmltree_own(xmlNode *domain)
+{
+	xmlNode *n = xmltree_find(domain, "metadata/disks");
+
+	while (n && !(n->ns && !strcmp((const char *)n->ns->href, XML_OWN_URI)))
+		n = xmltree_next(n->next, "disks");
+	return n;
+}
+
+/* What the <metadata> says of the disk of that name, if it is that file still. */
+static xmlNode *own_of(xmlNode *domain, const char *name, const char *path)
+{
+	xmlNode *own = xmltree_own(domain);
+	xmlNode *n = own ? xmltree_next(own->children, "disk") : NULL;
+
+	while (n && !(xmltree_attr_is(n, "name", name) && xmltree_attr_is(n, "file", path)))
+		n = xmltree_next(n->next, "disk");
+	return n;
+}
+
+/* false: of nothing that a spec could say. */
+static bool say_own(const xmlNode *own, GString *out)
+{
+	g_autofree char *image = xmltree_attr(own, "image"), *size = xmltree_attr(own, "size");
+	g_autofree char *format = xmltree_attr(own, "format");
+	const guint64 bytes = size ? g_ascii_strtoull(size, NULL, 10) : 0;
+
+	if (!image && !bytes)
+		return false;
+	if (image) {
+		g_string_append(out, "image: ");
+		quote(out, image);
+	}
+	if (bytes)
+		g_string_append_printf(out, "%ssize: %" G_GUINT64_FORMAT, image ? ", " : "", bytes);
+	if (format && (!strcmp(format, "raw") || !strcmp(format, "qcow2")))
+		g_string_append_printf(out, ", format: %s", format);
+	return true;
+}
+
+static void say_disks(xmlNode *domain, xmlNode *devices, GString *out)
 {
 	bool any = false;
 
@@ -202,14 +250,21 @@ static void say_disks(xmlNode *devices, GString *out)
 	     n = xmltree_next(n->next, "disk")) {
 		g_autofree char *path = xmltree_disk_path(n), *name = NULL;
 		g_autofree char *format = xmltree_attr(xmltree_find(n, "driver"), "type");
+		const xmlNode *own;
 
 		if (!path)
 			continue;
 		name = xmltree_device_name(n, 0);
-		g_string_append_printf(out, "%s  %s: {file: ", any ? "" : "disks:\n", name);
-		quote(out, path);
-		if (format)
-			g_string_append_printf(out, ", format: %s", format);
+		if (!strcmp(name, XML_SEED))
+			continue;
+		own = own_of(domain, name, path);
+		g_string_append_printf(out, "%s  %s: {", any ? "" : "disks:\n", name);
+		if (!own || !say_own(own, out)) {
+			g_string_append(out, "file: ");
+			quote(out, path);
+			if (format)
+				g_string_append_printf(out, ", format: %s", format);
+		}
 		if (xmltree_find(n, "readonly"))
 			g_string_append(out, ", readonly: true");
 		g_string_append(out, "}\n");
@@ -267,7 +322,7 @@ char *lv_xml_spec(const char *xml, GError **err)
 	say_boot(domain, out);
 	devices = xmltree_find(domain, "devices");
 	if (devices)
-		say_disks(devices, out);
+		say_disks(domain, devices, out);
 	if (devices)
 		say_nics(devices, out);
 	xmlFreeDoc(doc);
@@ -289,6 +344,36 @@ bool lv_xml_has_agent(const char *xml)
 	}
 	xmlFreeDoc(doc);
 	return found;
+}
+
+/* "+64055:+64055" */
+static bool read_label(const char *text, uid_t *ret)
+{
+	char *end;
+	guint64 uid;
+
+	if (!text || *text != '+')
+		return false;
+	uid = g_ascii_strtoull(text + 1, &end, 10);
+	*ret = (uid_t)uid;
+	return end > text + 1 && *end == ':' && uid < G_MAXUINT32;
+}
+
+LvCaps lv_xml_caps(const char *xml)
+{
+	LvCaps caps = { .known = true, .kvm = strstr(xml, "<domain type='kvm'") };
+	xmlDoc *doc = xmltree_read(xml, "capabilities");
+	xmlNode *model = doc ? xmltree_find(xmlDocGetRootElement(doc), "host/secmodel") : NULL;
+
+	for (; model; model = xmltree_next(model->next, "secmodel")) {
+		g_autofree char *name = xmltree_text(xmltree_find(model, "model"));
+		g_autofree char *label = xmltree_text(xmltree_find(model, "baselabel"));
+
+		if (!g_strcmp0(name, "dac"))
+			caps.dac = read_label(label, &caps.uid);
+	}
+	xmlFreeDoc(doc);
+	return caps;
 }
 
 GPtrArray *lv_xml_macs(const char *xml)

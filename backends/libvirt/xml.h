@@ -7,6 +7,7 @@
 
 #include <glib.h>
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "vmfs/spec.h"
 
@@ -22,16 +23,33 @@ typedef struct LvNew {
 	bool kvm; /* the host has it: for `accel: auto` */
 } LvNew;
 
-/* A domain from nothing. */
-char *lv_xml_new(const LvNew *made, const Spec *spec, GError **err);
+/*
+ * Of a VM that can have files of vmfs's: private disks and a seed. Of which image a disk is, which
+ * its own XML does not say, is kept in the domain's <metadata>.
+ */
+typedef struct LvOwn {
+	const char *dir; /* where they are */
+	bool dac;	 /* libvirt would give them to another user, and is told not to */
+} LvOwn;
+
+/* A domain from nothing. own is NULL where there can be no such files: EOPNOTSUPP if they are
+ * wanted. */
+char *lv_xml_new(const LvNew *made, const Spec *spec, const LvOwn *own, GError **err);
 /* `xml`, with what differs between both specs as `want` has it; a new MAC address is made from the
  * VM's id. Owned by the caller. */
-char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, unsigned id, GError **err);
+char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, unsigned id,
+		  const LvOwn *own, GError **err);
+/* What the <metadata> is to have of the disks of this spec: an element; NULL: nothing. */
+char *lv_xml_own(const Spec *spec, const LvOwn *own);
+#define XML_SEED       "_seed" /* is called so as a disk: no disk of a spec is */
+#define XML_OWN_URI    "urn:vmfs:disks"
+#define XML_OWN_PREFIX "vmfs"
 /*
  * The element of the device that "disks.data" names, as it is in `xml`; or, with `want`, as it is
  * to be plugged into such a domain. Owned by the caller.
  */
-char *lv_xml_device(const char *xml, const Spec *want, const char *key, unsigned id, GError **err);
+char *lv_xml_device(const char *xml, const Spec *want, const char *key, unsigned id,
+		    const LvOwn *own, GError **err);
 bool lv_xml_has_device(const char *xml, const char *key);
 /* Is it something that a spec says but XML does not? Then it is not to be looked for there. */
 bool lv_xml_lacks(const char *spec_key);
@@ -39,5 +57,13 @@ bool lv_xml_lacks(const char *spec_key);
 GPtrArray *lv_xml_macs(const char *xml);
 /* What its devices of a kind ("disk", "interface") are called in a spec, in their order. */
 char **lv_xml_names(const char *xml, const char *kind);
+/* What a host can do, as its <capabilities> say. */
+typedef struct LvCaps {
+	bool known;
+	bool kvm;
+	bool dac;  /* it gives files to the user of its VMMs */
+	uid_t uid; /* that user, if so */
+} LvCaps;
+LvCaps lv_xml_caps(const char *xml);
 /* The guest has its agent connected, in the XML of a domain that runs. */
 bool lv_xml_has_agent(const char *xml);

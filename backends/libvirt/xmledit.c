@@ -6,7 +6,9 @@
 
 #include "backends/libvirt/xml.h"
 #include "backends/libvirt/xmltree.h"
+#include "vmfs/diskfile.h"
 #include "vmfs/err.h"
+#include "vmfs/seed.h"
 
 #define X(text) ((const xmlChar *)(text))
 
@@ -102,6 +104,7 @@ typedef struct Edit {
 	const Spec *want;
 	const char *name;  /* of the disk or the nic */
 	const LvNew *made; /* NULL: it is there already */
+	const LvOwn *own;  /* NULL: it can have no files of its own */
 	unsigned id;	   /* of the VM */
 } Edit;
 
@@ -183,10 +186,10 @@ static xmlNode *find_device(xmlNode *devices, const char *kind, const char *name
 	return NULL;
 }
 
-/* vda, vdb...: the first that no other disk has. */
-static char *free_target(xmlNode *devices)
+/* vda, vdb...: the first from there that no other disk has. */
+static char *free_target(xmlNode *devices, unsigned first)
 {
-	for (unsigned i = 0; i < SPEC_MAX_ITEMS; i++) {
+	for (unsigned i = first; i < first + SPEC_MAX_ITEMS; i++) {
 		char *dev = i < 26 ? g_strdup_printf("vd%c", 'a' + i)
 				   : g_strdup_printf("vd%c%c", 'a' + i / 26 - 1, 'a' + i % 26);
 		bool taken = false;
@@ -208,13 +211,41 @@ static void set_alias(xmlNode *device, const char *name)
 	set_attr(add_child(device, "alias", NULL), "name", alias);
 }
 
-static bool fill_disk(xmlNode *n, const SpecDisk *d)
+/* Where it is; NULL and EOPNOTSUPP: nowhere. Owned by the caller. */
+static char *file_of(const Edit *e, const SpecDisk *d, GError **err)
 {
-	bool is_device = g_str_has_prefix(d->file, "/dev/");
-	const char *format = d->format				   ? d->format
-			     : g_str_has_suffix(d->file, ".qcow2") ? "qcow2"
-								   : "raw";
+	if (d->file || e->own)
+		return diskfile_path(e->own ? e->own->dir : "", d);
+	(void)err_set(
+		err, EOPNOTSUPP,
+		"disks.%s: backend 'libvirt' makes disks only for machines that vmfs has made "
+		"itself, and on this machine only: name a file that is there, with `file`",
+		d->name);
+	return NULL;
+}
+
+/* It stays its owner's, and the images that it is based on stay theirs. */
+static void keep_owner(xmlNode *source, bool keep)
+{
+	xmlNode *label = xmltree_next(source->children, "seclabel");
+
+	while (label && !xmltree_attr_is(label, "model", "dac"))
+		label = xmltree_next(label->next, "seclabel");
+	if (!keep) {
+		drop(label);
+		return;
+	}
+	if (!label)
+		label = add_child(source, "seclabel", NULL);
+	set_attr(label, "model", "dac");
+	set_attr(label, "relabel", "no");
+}
+
+static void fill_disk(const Edit *e, xmlNode *n, const SpecDisk *d, const char *file)
+{
+	const bool is_device = g_str_has_prefix(file, "/dev/");
 	xmlNode *driver = xmltree_find(n, "driver"), *source = xmltree_find(n, "source");
+	g_autofree char *old = xmltree_disk_path(n);
 
 	if (!driver)
 		driver = add_child(n, "driver", NULL);
@@ -222,40 +253,125 @@ static bool fill_disk(xmlNode *n, const SpecDisk *d)
 		source = add_child(n, "source", NULL);
 	set_attr(n, "type", is_device ? "block" : "file");
 	set_attr(driver, "name", "qemu");
-	set_attr(driver, "type", format);
+	set_attr(driver, "type", diskfile_format(d));
 	(void)xmlUnsetProp(source, X(is_device ? "file" : "dev"));
-	set_attr(source, is_device ? "dev" : "file", d->file);
+	set_attr(source, is_device ? "dev" : "file", file);
+	if (!d->file)
+		keep_owner(source, e->own->dac);
+	else if (g_strcmp0(old, file))
+		keep_owner(source, false);
 	if (!d->readonly)
 		drop(xmltree_find(n, "readonly"));
 	else if (!xmltree_find(n, "readonly"))
 		(void)add_child(n, "readonly", NULL);
+}
+
+static bool add_disk(const Edit *e, xmlNode *devices, const SpecDisk *d, unsigned first,
+		     const char *file, GError **err)
+{
+	g_autofree char *dev = free_target(devices, first);
+	xmlNode *n, *target;
+
+	if (!dev)
+		return err_set(err, ENOSPC, "disks.%s: there are too many disks", d->name);
+	n = add_child(devices, "disk", NULL);
+	set_attr(n, "device", "disk");
+	fill_disk(e, n, d, file);
+	target = add_child(n, "target", NULL);
+	set_attr(target, "dev", dev);
+	set_attr(target, "bus", "virtio");
+	set_alias(n, d->name);
 	return true;
 }
 
 static bool set_disk(const Edit *e, GError **err)
 {
 	xmlNode *devices = xmltree_find(e->domain, "devices");
-	xmlNode *n = find_device(devices, "disk", e->name), *target;
-	g_autofree char *key = g_strconcat("disks.", e->name, NULL), *dev = NULL;
+	xmlNode *n = find_device(devices, "disk", e->name);
+	g_autofree char *key = g_strconcat("disks.", e->name, NULL), *file = NULL;
 	const SpecDisk *d = spec_named(e->want, key);
 
 	if (!d) {
 		drop(n);
 		return true;
 	}
-	if (n)
-		return fill_disk(n, d);
-	dev = free_target(devices);
-	if (!dev)
-		return err_set(err, ENOSPC, "disks.%s: there are too many disks", e->name);
-	n = add_child(devices, "disk", NULL);
-	set_attr(n, "device", "disk");
-	(void)fill_disk(n, d);
-	target = add_child(n, "target", NULL);
-	set_attr(target, "dev", dev);
-	set_attr(target, "bus", "virtio");
-	set_alias(n, e->name);
+	file = file_of(e, d, err);
+	if (!file)
+		return false;
+	if (!n)
+		return add_disk(e, devices, d, 0, file, err);
+	fill_disk(e, n, d, file);
 	return true;
+}
+
+/* Behind all disks of the spec, which the guest's boot loader and fstab count: libvirt gives them
+ * their places anew, in the order of their targets. */
+static bool set_seed(const Edit *e, GError **err)
+{
+	const SpecDisk seed = { .name = (char *)XML_SEED,
+				.format = (char *)"raw",
+				.readonly = true };
+	xmlNode *devices = xmltree_find(e->domain, "devices");
+	g_autofree char *file = NULL;
+
+	if (!e->own && e->want->cloud_init.given)
+		return err_set(err, EOPNOTSUPP,
+			       "cloud_init: backend 'libvirt' makes that disk only for machines "
+			       "that vmfs has made itself, and on this machine only");
+	if (!e->own)
+		return true;
+	drop(find_device(devices, "disk", XML_SEED));
+	if (!e->want->cloud_init.given)
+		return true;
+	file = g_build_filename(e->own->dir, SEED_NAME, NULL);
+	return add_disk(e, devices, &seed, SPEC_MAX_ITEMS, file, err);
+}
+
+static xmlNode *make_own(const Spec *spec, const LvOwn *own)
+{
+	xmlNode *top = xmlNewNode(NULL, X("disks"));
+
+	for (unsigned i = 0; i < spec->disks->len; i++) {
+		const SpecDisk *d = spec->disks->pdata[i];
+		g_autofree char *file = diskfile_path(own->dir, d), *size = NULL;
+		xmlNode *n = d->file ? NULL : xmlNewChild(top, NULL, X("disk"), NULL);
+
+		if (!n)
+			continue;
+		set_attr(n, "name", d->name);
+		set_attr(n, "file", file);
+		if (d->image)
+			set_attr(n, "image", d->image);
+		if (d->format)
+			set_attr(n, "format", d->format);
+		size = g_strdup_printf("%" G_GUINT64_FORMAT, d->size);
+		if (d->size)
+			set_attr(n, "size", size);
+	}
+	if (top->children)
+		return top;
+	xmlFreeNode(top);
+	return NULL;
+}
+
+/* What is said there of disks that are not private any more means nothing, but is of no use. */
+static void set_own(const Edit *e)
+{
+	xmlNode *metadata = xmltree_find(e->domain, "metadata");
+	xmlNode *top = e->own ? make_own(e->want, e->own) : NULL;
+
+	if (!e->own)
+		return;
+	drop(xmltree_own(e->domain));
+	if (!top) {
+		if (metadata && !xmlFirstElementChild(metadata))
+			drop(metadata);
+		return;
+	}
+	if (!metadata)
+		metadata = add_child(e->domain, "metadata", NULL);
+	xmlSetNs(top, xmlNewNs(top, X(XML_OWN_URI), X(XML_OWN_PREFIX)));
+	(void)xmlAddChild(metadata, top);
 }
 
 static void connect_nic(xmlNode *n, const char *network)
@@ -328,12 +444,19 @@ static const struct {
 	bool named; /* key.NAME.anything */
 	bool (*set)(const Edit *e, GError **err);
 } keys[] = {
-	{ "cpus", false, set_cpus },   { "memory", false, set_memory },
-	{ "accel", false, set_accel }, { "firmware", false, set_firmware },
-	{ "boot", true, set_boot },    { "disks", true, set_disk },
-	{ "nics", true, set_nic },     { "display", false, set_display },
-	{ "backend", false, NULL },    { "stop_timeout", false, NULL },
-	{ "autostart", false, NULL },  { "vnc", false, NULL },
+	{ "cpus", false, set_cpus },
+	{ "memory", false, set_memory },
+	{ "accel", false, set_accel },
+	{ "firmware", false, set_firmware },
+	{ "boot", true, set_boot },
+	{ "disks", true, set_disk },
+	{ "nics", true, set_nic },
+	{ "display", false, set_display },
+	{ "cloud_init", false, set_seed },
+	{ "backend", false, NULL },
+	{ "stop_timeout", false, NULL },
+	{ "autostart", false, NULL },
+	{ "vnc", false, NULL },
 };
 
 static int row_of(const char *spec_key)
@@ -346,12 +469,14 @@ static int row_of(const char *spec_key)
 	return -1;
 }
 
-/* A display is written and not read: what is there may be much more than a spec can say. */
+/* A display is written and not read: what is there may be much more than a spec can say. And a seed
+ * is read by the guest alone. */
 bool lv_xml_lacks(const char *spec_key)
 {
 	int row = row_of(spec_key);
 
-	return row < 0 || !keys[row].set || keys[row].set == set_display;
+	return row < 0 || !keys[row].set || keys[row].set == set_display ||
+	       keys[row].set == set_seed;
 }
 
 static bool apply(const char *spec_key, Edit *e, GError **err)
@@ -380,11 +505,12 @@ static char *text_of(xmlNode *n)
 	return text;
 }
 
-char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, unsigned id, GError **err)
+char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, unsigned id,
+		  const LvOwn *own, GError **err)
 {
 	g_autoptr(GPtrArray) diff = spec_diff(want, have);
 	xmlDoc *doc = xmltree_parse(xml, err);
-	Edit e = { .want = want, .id = id };
+	Edit e = { .want = want, .id = id, .own = own };
 	bool ok = doc;
 	char *text = NULL;
 
@@ -393,8 +519,12 @@ char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, unsigned 
 	e.domain = xmlDocGetRootElement(doc);
 	for (unsigned i = 0; ok && i < diff->len; i++)
 		ok = apply(diff->pdata[i], &e, err);
-	if (ok)
+	if (ok && own)
+		ok = set_seed(&e, err);
+	if (ok) {
+		set_own(&e);
 		text = text_of(e.domain);
+	}
 	xmlFreeDoc(doc);
 	return text;
 }
@@ -411,10 +541,25 @@ static xmlNode *device_of(xmlDoc *doc, const char *key)
 			      : NULL;
 }
 
-char *lv_xml_device(const char *xml, const Spec *want, const char *key, unsigned id, GError **err)
+char *lv_xml_own(const Spec *spec, const LvOwn *own)
+{
+	xmlNode *top = make_own(spec, own);
+	xmlDoc *doc = xmlNewDoc(X("1.0"));
+	char *text = NULL;
+
+	if (top) {
+		(void)xmlDocSetRootElement(doc, top);
+		text = text_of(top);
+	}
+	xmlFreeDoc(doc);
+	return text;
+}
+
+char *lv_xml_device(const char *xml, const Spec *want, const char *key, unsigned id,
+		    const LvOwn *own, GError **err)
 {
 	xmlDoc *doc = xmltree_parse(xml, err);
-	Edit e = { .want = want, .id = id };
+	Edit e = { .want = want, .id = id, .own = own };
 	bool ok = doc != NULL;
 	xmlNode *n = NULL;
 	char *text = NULL;
@@ -459,13 +604,16 @@ static bool add_all(Edit *e, GError **err)
 		if (!set_nic(e, err))
 			return false;
 	}
+	if (!set_seed(e, err))
+		return false;
+	set_own(e);
 	return true;
 }
 
-char *lv_xml_new(const LvNew *made, const Spec *spec, GError **err)
+char *lv_xml_new(const LvNew *made, const Spec *spec, const LvOwn *own, GError **err)
 {
 	xmlDoc *doc = xmltree_parse(skeleton, err);
-	Edit e = { .want = spec, .made = made, .id = made->id };
+	Edit e = { .want = spec, .made = made, .own = own, .id = made->id };
 	char *text = NULL;
 
 	if (!doc)

@@ -9,7 +9,12 @@
 #define XML_ALIAS "ua-" /* libvirt keeps such aliases of users as they are */
 #define XML_AGENT "org.qemu.guest_agent.0"
 
+/* NULL when its root is not called that. */
+xmlDoc *xmltree_read(const char *text, const char *root);
+/* Of a domain; or EINVAL. */
 xmlDoc *xmltree_parse(const char *text, GError **err);
+/* What the <metadata> has of private disks; or NULL. */
+xmlNode *xmltree_own(xmlNode *domain);
 /* The first element of that name from this node on, among siblings. */
 xmlNode *xmltree_next(xmlNode *after, const char *name);
 /* "os/kernel": the first element at that path below. NULL from NULL. */

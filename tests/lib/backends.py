@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 from lib.util import until
 
 
@@ -168,3 +170,8 @@ class Libvirt(Qemu):
 
 
 BACKENDS = {cls.name: cls for cls in (Sim, Qemu, Libvirt)}
+
+# For tests of those that have real guests, with the fixture `backend`.
+on_qemu, on_libvirt = (pytest.param("qemu", marks=pytest.mark.qemu),
+                       pytest.param("libvirt", marks=[pytest.mark.qemu, pytest.mark.libvirt]))
+real = pytest.mark.parametrize("backend", [on_qemu, on_libvirt], indirect=True)

@@ -69,8 +69,9 @@ def frozen(pid):
 
 
 class Libvirtd:
-    """With an address, it is a host of its own: in namespaces for its network and its name."""
-    def __init__(self, address=None):
+    """With an address, it is a host of its own: in namespaces for its network and its name. With a
+    user, its QEMUs run as that one."""
+    def __init__(self, address=None, user=None):
         self.address = address
         self.dir = Path(tempfile.mkdtemp(prefix="vmfs-libvirt-", dir="/tmp"))
         self.run = self.dir / "run"
@@ -78,6 +79,9 @@ class Libvirtd:
         self.reaper = self.dir / "reaper"
         subprocess.run(["cc", "-D_GNU_SOURCE", "-o", self.reaper, BENCH / "c/reaper.c"],
                        check=True)
+        if user:
+            self.dir.chmod(0o711)
+            (self.dir / "qemu.conf").write_text(f'user = "{user}"\ngroup = "{user}"\n')
         if address:
             (self.dir / "qemu.conf").write_text(f'migration_host = "{address}"\n')
             (self.dir / "libvirtd.conf").write_text(f'host_uuid = "{uuids.uuid4()}"\n')
