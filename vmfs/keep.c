@@ -23,7 +23,7 @@
 #define HEAD_SIZE   (64u << 10)
 #define AREA_SIZE   ((uint64_t)1 << 30) /* sparse: only what is written takes memory */
 #define FILE_SIZE   (HEAD_SIZE + KEEP_SLOT + 2 * AREA_SIZE)
-#define MIN_HISTORY (4u << 20)	 /* bytes of history that are not worth copying the rest for */
+#define MIN_HISTORY (1u << 20)	 /* bytes of history that are not worth copying the rest for */
 #define SLOT_WARM   (136u << 10) /* bytes of the slot that are in memory from the start */
 
 G_STATIC_ASSERT(sizeof(KeepHead) <= HEAD_SIZE);

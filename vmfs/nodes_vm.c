@@ -132,13 +132,8 @@ static bool is_plain(const char *word)
 					   "0123456789@%+=:,./_-")];
 }
 
-static void show_cmdline(const NodeRef *r, GString *out)
+static void append_words(GString *out, const GPtrArray *argv)
 {
-	g_autoptr(GPtrArray) argv = g_ptr_array_new_with_free_func(g_free);
-	BackendVm *bv = vm_backend(r->vm, NULL);
-
-	if (!bv || !bv->be->cls->cmdline(bv, argv, NULL))
-		return;
 	for (unsigned i = 0; i < argv->len && argv->pdata[i]; i++) {
 		g_autofree char *quoted = is_plain(argv->pdata[i]) ? g_strdup(argv->pdata[i])
 								   : g_shell_quote(argv->pdata[i]);
@@ -146,6 +141,19 @@ static void show_cmdline(const NodeRef *r, GString *out)
 		g_string_append_printf(out, "%s%s", i ? " " : "", quoted);
 	}
 	g_string_append_c(out, '\n');
+}
+
+static void show_cmdline(const NodeRef *r, GString *out)
+{
+	g_autoptr(GPtrArray) argv = g_ptr_array_new_with_free_func(g_free);
+	const bool had = r->vm->bv;
+	BackendVm *bv = vm_backend(r->vm, NULL);
+
+	if (bv && bv->be->cls->cmdline(bv, argv, NULL))
+		append_words(out, argv);
+	/* Most VMs of a large fleet are only ever looked at. */
+	if (!had)
+		vm_drop_backend(r->vm);
 }
 
 static const BackendClass *class_of(const NodeRef *r)

@@ -36,7 +36,7 @@ static struct {
 	GQueue orders;	     /* of GBytes: messages; they go first */
 	GQueue queue;	     /* of inode numbers, as pointers to keys of `pending` */
 	GHashTable *pending; /* set of inode numbers */
-	GHashTable *lookups; /* inode number to count */
+	GHashTable *lookups; /* inode number to count, neither in memory of its own */
 } notify = { .fd = -1 };
 
 static void flush_later(void);
@@ -68,48 +68,58 @@ static void keep_known(uint64_t ino, bool known)
 		keep_set(KEEP_KNOWN, serial, bits, sizeof bits);
 }
 
+static guint hash_ino(gconstpointer key)
+{
+	const uint64_t ino = (guintptr)key;
+
+	return (guint)(ino ^ ino >> 32);
+}
+
+static gpointer key_of(uint64_t ino)
+{
+	G_STATIC_ASSERT(sizeof(gpointer) >= sizeof ino);
+	return (gpointer)(guintptr)ino;
+}
+
+static gsize lookups_of(uint64_t ino)
+{
+	return notify.lookups ? GPOINTER_TO_SIZE(g_hash_table_lookup(notify.lookups, key_of(ino)))
+			      : 0;
+}
+
 void notify_looked_up(uint64_t ino)
 {
-	uint64_t *count;
+	const gsize count = lookups_of(ino);
 
 	if (!notify.lookups)
 		return;
-	count = g_hash_table_lookup(notify.lookups, &ino);
-	if (!count) {
-		uint64_t *entry = g_new(uint64_t, 2);
-
-		entry[0] = ino;
-		entry[1] = 1;
-		/* One block is both key and value. */
-		g_hash_table_insert(notify.lookups, entry, entry + 1);
+	g_hash_table_insert(notify.lookups, key_of(ino), GSIZE_TO_POINTER(count + 1));
+	if (!count)
 		keep_known(ino, true);
-		return;
-	}
-	++*count;
 }
 
 void notify_forgotten(uint64_t ino, uint64_t n)
 {
-	uint64_t *count = notify.lookups ? g_hash_table_lookup(notify.lookups, &ino) : NULL;
+	const gsize count = lookups_of(ino);
 
 	if (!count)
 		return;
-	if (*count > n) {
-		*count -= n;
+	if (count > n) {
+		g_hash_table_insert(notify.lookups, key_of(ino), GSIZE_TO_POINTER(count - n));
 		return;
 	}
-	g_hash_table_remove(notify.lookups, &ino);
+	g_hash_table_remove(notify.lookups, key_of(ino));
 	keep_known(ino, false);
 }
 
 static bool is_known(uint64_t ino)
 {
-	return g_hash_table_contains(notify.lookups, &ino);
+	return lookups_of(ino);
 }
 
 bool notify_is_looked_up(const NodeRef *r)
 {
-	return notify.lookups && is_known(node_ino(r));
+	return is_known(node_ino(r));
 }
 
 /* ---- what to touch ---- */
@@ -451,7 +461,7 @@ void notify_start(const char *mountpoint)
 {
 	notify.mountpoint = g_strdup(mountpoint);
 	notify.pending = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
-	notify.lookups = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
+	notify.lookups = g_hash_table_new(hash_ino, NULL);
 	keep_each(KEEP_KNOWN, restore_known);
 	keep_each(KEEP_NUDGE, restore_nudge);
 	start_helper();

@@ -86,7 +86,7 @@ Vm *vm_ref(Vm *vm)
 	return vm;
 }
 
-static void drop_backend(Vm *vm)
+void vm_drop_backend(Vm *vm)
 {
 	if (!vm->bv)
 		return;
@@ -103,7 +103,7 @@ void vm_detach(Vm *vm)
 	timer_stop(&vm->spec_back);
 	tty_close(vm);
 	ssh_forget(vm);
-	drop_backend(vm);
+	vm_drop_backend(vm);
 	lifetime_fini(vm);
 	ask_forget(vm);
 	scratch_free_all(vm);
@@ -181,7 +181,7 @@ BackendVm *vm_backend(Vm *vm, GError **err)
 	if (!be)
 		return NULL;
 	if (vm->bv && vm->bv->be != be)
-		drop_backend(vm);
+		vm_drop_backend(vm);
 	if (!vm->bv) {
 		vm->bv = g_malloc0(be->cls->vm_size);
 		vm->bv->be = be;

@@ -173,6 +173,8 @@ void vm_refresh_state(Vm *vm);
 Backend *vm_backend_kind(const Vm *vm, GError **err);
 /* The backend of the VM's spec, made on first use; another one when the spec was changed. */
 BackendVm *vm_backend(Vm *vm, GError **err);
+/* Let go of it, of a VM that is not live. */
+void vm_drop_backend(Vm *vm);
 /* The host it runs on, or would. */
 const char *vm_host(const Vm *vm);
 
