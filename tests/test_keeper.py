@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.crash import Client, crash, successor
+from lib.crash import Client, crash, kept, successor
 from lib.daemon import BINARY
 from lib.util import alive, exists, fails, mounts, until, wait_blocked
 
@@ -528,6 +528,21 @@ def test_keeper_is_small_and_idle(fs, vm):
     for _ in range(100):
         vm.read("state")
     assert switches() == before
+
+
+def test_removed_vms_are_not_kept(fs, vm):
+    """Whether the kernel forgets a file before its VM is gone, or after it."""
+    def turn(number):
+        other = fs.vm(f"other{number}", "backend: sim\n")
+        other.read("state"), other.read("ip"), (other / "disks").is_dir()
+        other.dir.rmdir()
+    turn(0)
+    before = until(lambda: kept(fs), "something is kept")
+    assert any(before.values())
+    for number in range(50):
+        turn(number)
+    until(lambda: sum(map(len, kept(fs).values())) <= sum(map(len, before.values())),
+          "as much is kept as before")
 
 
 def test_successor_that_fails_is_tried_again(fs, vm):

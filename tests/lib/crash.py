@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whoever waits in the mount while the daemon dies, and who takes over."""
+import os
 import signal
+import struct
 import threading
 from pathlib import Path
 
@@ -44,3 +46,26 @@ def successor(fs, old):
 
 def crash(fs, sig=signal.SIGKILL):
     return successor(fs, fs.crash(sig))
+
+
+HEAD, SLOT, AREA = 64 << 10, (1 << 20) + (64 << 10), 1 << 30
+STATE = 24 + 3 * os.pathconf("/", "PC_PATH_MAX") + 8 + 1024  # vmfs/keep.h: `current`
+
+
+def kept(fs):
+    """What a successor would be told: {kind: {key}}."""
+    fds = Path(f"/proc/{fs.proc.pid}/fd")
+    name, = (fd for fd in fds.iterdir() if os.readlink(fd).startswith("/memfd:vmfs"))
+    found = {}
+    with open(name, "rb") as memory:
+        memory.seek(STATE)
+        area, first, second = struct.unpack("=20xIQQ", memory.read(40))
+        memory.seek(HEAD + SLOT + area * AREA)
+        log = memory.read((first, second)[area])
+    at = 0
+    while at < len(log):
+        size, kind, op, key = struct.unpack_from("=IHHQ", log, at)
+        keys = found.setdefault(kind, set())
+        (keys.discard if op == 2 else keys.add)(key)
+        at += 16 + (size + 7 & ~7)
+    return found
