@@ -33,7 +33,7 @@ def mounted(bench, libvirt):
     daemon.start(option(libvirt))
     listed(daemon)
     again = time.monotonic() - begin
-    daemon.finish()
+    daemon.stop()
     return first, again
 
 
