@@ -189,3 +189,21 @@ def scratch():
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def disk(scratch):
+    """Makes raw disks; returns a path."""
+    def make(name="data.raw"):
+        path = scratch / name
+        with open(path, "wb") as f:
+            f.truncate(8 << 20)
+        return path
+    return make
+
+
+@pytest.fixture
+def up(vm):
+    """A running VM of the sim backend."""
+    vm.do("start")
+    return vm

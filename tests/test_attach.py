@@ -7,26 +7,8 @@ from errno import (EBUSY, EEXIST, EILSEQ, EINVAL, EIO, EISDIR, ENOENT, ENOSPC, E
 
 import pytest
 
-from lib.util import exists, fails, until
+from lib.util import exists, fails, links, until
 from lib.vm import Shell
-
-
-@pytest.fixture
-def disk(scratch):
-    """Makes raw disks; returns a path."""
-    def make(name="data.raw"):
-        path = scratch / name
-        with open(path, "wb") as f:
-            f.truncate(8 << 20)
-        return path
-    return make
-
-
-@pytest.fixture
-def up(vm):
-    """A running VM of the sim backend."""
-    vm.do("start")
-    return vm
 
 
 # ---- by spec.yaml ----
@@ -101,10 +83,6 @@ def test_kill_while_applied(up, disk):
 
 
 # ---- the directories ----
-
-def links(vm, kind="disks"):
-    return {n: os.readlink(vm / kind / n) for n in os.listdir(vm / kind)}
-
 
 def test_listing(vm, disk, scratch):
     a, b = disk("a.raw"), disk("b.qcow2")

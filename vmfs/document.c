@@ -172,6 +172,8 @@ static void answer(void *arg, int err)
 	commit_free(c);
 }
 
+static void settle(Commit *c);
+
 static void refuse(Commit *c, GError *take)
 {
 	if (take->code == EINVAL)
@@ -181,11 +183,14 @@ static void refuse(Commit *c, GError *take)
 		if (!c->change)
 			vm_set_rejected(c->vm, c->text);
 		vm_set_error(c->vm, c->place, take);
-		/* What runs goes back to what the document says. */
-		if (c->applied)
-			vm_apply(c->vm);
 	}
-	store_barrier(answer, c);
+	/* What runs goes back to what the document says. */
+	if (c->applied && !c->vm->removed) {
+		vm_apply(c->vm);
+		settle(c);
+	} else {
+		store_barrier(answer, c);
+	}
 }
 
 static void settled(Commit *c)
@@ -483,7 +488,7 @@ static bool make_text(Commit *c, GError **err)
 	const char *text = g_bytes_get_data(ch->base->text, &len);
 	GString *out;
 
-	if (!ch->value != !!spec_named(ch->base, ch->key))
+	if (!ch->edit.over && !ch->value != !!spec_named(ch->base, ch->key))
 		return ch->value ? err_set(err, EEXIST, "there is one of that name already")
 				 : err_set(err, ENOENT, "it is not attached any more");
 	out = yaml_splice(text ? text : "", len, &ch->edit, err);
@@ -492,13 +497,30 @@ static bool make_text(Commit *c, GError **err)
 	return out != NULL;
 }
 
+/* Of the entry: "disks.data" itself, or "disks.data.file". */
+static bool is_of_entry(const Change *ch, const char *key)
+{
+	const size_t len = strlen(ch->key);
+
+	return !strncmp(key, ch->key, len) && (!key[len] || key[len] == '.');
+}
+
+static bool are_of_entry(const Change *ch, const GPtrArray *keys)
+{
+	for (unsigned i = 0; i < keys->len; i++)
+		if (!is_of_entry(ch, keys->pdata[i]))
+			return false;
+	return true;
+}
+
 /* The new text means the old one with that one change. */
 static bool is_expected(const Commit *c, GError **err)
 {
 	const Change *ch = c->change;
 	g_autoptr(GPtrArray) keys = spec_diff(c->spec, ch->base);
 
-	if (keys->len == 1 && !strcmp(keys->pdata[0], ch->key))
+	if (ch->edit.over ? are_of_entry(ch, keys)
+			  : keys->len == 1 && !strcmp(keys->pdata[0], ch->key))
 		return true;
 	return err_set(err, EINVAL,
 		       "spec.yaml is written in a way in which %s cannot be changed; "
@@ -540,12 +562,12 @@ static void look_at_op_again(Op *op, void *arg)
 	paths_good(arg);
 }
 
-static void order_change(Commit *c, const char *key)
+static void order_change(Commit *c, const Spec *want, const char *key)
 {
 	GError *e = NULL;
 	Op *op;
 
-	if (!vm_order_change(c->vm, c->spec, key, &op, &e))
+	if (!vm_order_change(c->vm, want, key, &op, &e))
 		refuse(c, e);
 	else if (op_done(op))
 		change_applied(op, c);
@@ -573,18 +595,28 @@ static bool ports_are_ready(Commit *c)
 		if (vm->op)
 			(void)op_wait(vm->op, false, look_at_op_again, c);
 		else
-			order_change(c, key);
+			order_change(c, c->spec, key);
 		return false;
 	}
 	return true;
 }
 
+static bool has_key_of_entry(const Change *ch, const GPtrArray *keys)
+{
+	for (unsigned i = 0; i < keys->len; i++)
+		if (is_of_entry(ch, keys->pdata[i]))
+			return true;
+	return false;
+}
+
 /* What runs comes first: if it cannot be changed, nothing is. False: later, or never. */
 static bool change_is_ready(Commit *c)
 {
+	static const char nothing[] = "nics: {}\n";
 	Vm *vm = c->vm;
 	const char *key = c->change->key;
 	g_autoptr(GPtrArray) keys = NULL;
+	g_autoptr(Spec) want = NULL;
 
 	if (vm->spec != c->change->base || vm->spec_writes) {
 		/* Another document has come into force, or is about to. */
@@ -596,10 +628,15 @@ static bool change_is_ready(Commit *c)
 		return false;
 	}
 	keys = vm->bv ? spec_diff(c->spec, vm->bv->spec) : g_ptr_array_new();
-	if (!g_ptr_array_find_with_equal_func(keys, key, g_str_equal, NULL) ||
-	    !vm_can_apply(vm, c->spec, key))
+	if (!has_key_of_entry(c->change, keys))
 		return true;
-	order_change(c, key);
+	if (spec_named(c->spec, key) && spec_named(vm->bv->spec, key))
+		want = spec_parse(nothing, strlen(nothing), NULL); /* the old one goes first */
+	else
+		want = spec_ref(c->spec);
+	if (!vm_can_apply(vm, want, key))
+		return true;
+	order_change(c, want, key);
 	return false;
 }
 

@@ -160,6 +160,7 @@ void fs_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const cha
 	if (!node_lookup(&dir, name, &r))
 		request_begin(0);
 	fs_caller_groups(req, &who);
+	who.replaces = fs_is_met(parent, who.pid);
 	c = change_new(req, &dir, name);
 	change_begun(c, dir.node->dir->link(&dir, name, target, &who, changed, c));
 	g_free(who.groups);
@@ -348,13 +349,16 @@ static int rename_in_vm(fuse_req_t req, const NodeRef *from, const NodeRef *to, 
 static int rename_object(fuse_req_t req, const NodeRef *dir, const NodeRef *from,
 			 const char *newname)
 {
+	Caller who;
 	Change *c;
 
 	if (!dir->node->dir->rename)
 		return EPERM;
 	request_begin(0);
+	fs_caller_groups(req, &who);
 	c = change_new(req, dir, NULL);
-	change_begun(c, dir->node->dir->rename(from, newname, changed, c));
+	change_begun(c, dir->node->dir->rename(from, newname, &who, changed, c));
+	g_free(who.groups);
 	return 0;
 }
 

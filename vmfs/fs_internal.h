@@ -46,6 +46,8 @@ void fs_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 /* That process has this directory of links open. */
 bool fs_is_listed(fuse_ino_t ino, pid_t pid);
+/* That process has just looked up a link that is in it. */
+bool fs_is_met(fuse_ino_t ino, pid_t pid);
 void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi);
 void fs_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 		    struct fuse_file_info *fi);

@@ -22,14 +22,45 @@ static bool is_vm(const NodeRef *r)
 	return r->node == root_node.dir->child;
 }
 
+/*
+ * `ln -sf` over a link tries symlink(2) first, for which the kernel asks us whether the name is
+ * taken. So it is known a moment later what the same process means by a temporary name.
+ */
+static struct {
+	fuse_ino_t dir;
+	pid_t pid;
+} met[64]; /* the last ones */
+
+bool fs_is_met(fuse_ino_t ino, pid_t pid)
+{
+	for (size_t i = 0; i < G_N_ELEMENTS(met); i++)
+		if (met[i].dir == ino && met[i].pid == pid)
+			return true;
+	return false;
+}
+
+static void link_met(fuse_ino_t dir, pid_t pid)
+{
+	static unsigned next;
+
+	if (fs_is_met(dir, pid))
+		return;
+	met[next].dir = dir;
+	met[next].pid = pid;
+	next = (next + 1) % G_N_ELEMENTS(met);
+}
+
 void fs_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	NodeRef dir, r;
 
-	if (!node_from_ino(parent, &dir) || !dir.node->dir || !node_lookup(&dir, name, &r))
+	if (!node_from_ino(parent, &dir) || !dir.node->dir || !node_lookup(&dir, name, &r)) {
 		fuse_reply_err(req, ENOENT);
-	else
-		fs_reply_entry(req, &r);
+		return;
+	}
+	if (S_ISLNK(r.node->mode) && r.node == dir.node->dir->child)
+		link_met(parent, fuse_req_ctx(req)->pid);
+	fs_reply_entry(req, &r);
 }
 
 void fs_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)

@@ -366,11 +366,13 @@ static int drop_image(const NodeRef *r, const Caller *who, NodeDone done, void *
 }
 
 /* As `ln -sfn` does it: another image of that name goes in the same moment. */
-static int rename_image(const NodeRef *r, const char *newname, NodeDone done, void *arg)
+static int rename_image(const NodeRef *r, const char *newname, const Caller *who, NodeDone done,
+			void *arg)
 {
 	Image *image = by_number(r->sub), *there = find(newname);
 	Change *c;
 
+	(void)who;
 	if (!specval_is_image_name(newname))
 		return EINVAL;
 	c = change_new(image, done, arg);

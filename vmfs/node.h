@@ -139,7 +139,8 @@ struct Dir {
 	/* rmdir(2) or unlink(2), as the kind of the object is */
 	int (*drop)(const NodeRef *r, const Caller *who, NodeDone done, void *arg);
 	/* To another name in the same directory. An object of that name may exist. */
-	int (*rename)(const NodeRef *r, const char *newname, NodeDone done, void *arg);
+	int (*rename)(const NodeRef *r, const char *newname, const Caller *who, NodeDone done,
+		      void *arg);
 };
 
 extern const Node root_node; /* nodes_root.c */

@@ -14,6 +14,7 @@
 #include "vmfs/node.h"
 #include "vmfs/notify.h"
 #include "vmfs/publish.h"
+#include "vmfs/scratch.h"
 #include "vmfs/specval.h"
 #include "vmfs/waitq.h"
 
@@ -24,8 +25,8 @@ typedef struct Attach {
 	const char *section, *preset;
 	size_t offset;				     /* of its GPtrArray in a Spec */
 	char *(*target)(Vm *vm, const void *object); /* of the link; owned by the caller */
-	/* What a link with this target means, in flow style; owned by the caller. */
-	char *(*value)(Vm *vm, const char *target, GError **err);
+	/* What a link of that name and target means, in flow style; owned by the caller. */
+	char *(*value)(Vm *vm, const char *name, const char *target, GError **err);
 } Attach;
 
 /* ---- targets ---- */
@@ -75,7 +76,7 @@ static char *target_of_disk(Vm *vm, const void *object)
 	return g_strdup_printf("%s/%s.qcow2", vm_data_dir(vm), d->name);
 }
 
-static char *value_of_disk(Vm *vm, const char *target, GError **err)
+static char *value_of_disk(Vm *vm, const char *name, const char *target, GError **err)
 {
 	const char *inside, *image;
 	g_autofree char *path = resolve(vm, "disks", target, &inside);
@@ -86,7 +87,7 @@ static char *value_of_disk(Vm *vm, const char *target, GError **err)
 	for (unsigned i = 0; i < vm->spec->disks->len; i++) {
 		const SpecDisk *d = vm->spec->disks->pdata[i];
 
-		if (!g_strcmp0(d->file, path)) {
+		if (!g_strcmp0(d->file, path) && strcmp(d->name, name) != 0) {
 			(void)err_set(err, EBUSY, "%s is attached already, as %s", path, d->name);
 			return NULL;
 		}
@@ -103,11 +104,12 @@ static char *target_of_nic(Vm *vm, const void *object)
 					   : g_strconcat("../../.vmfs/networks/", label, NULL);
 }
 
-static char *value_of_nic(Vm *vm, const char *target, GError **err)
+static char *value_of_nic(Vm *vm, const char *as, const char *target, GError **err)
 {
 	const char *inside, *label, *at;
 	g_autofree char *path = resolve(vm, "nics", target, &inside), *name = NULL;
 
+	(void)as;
 	if (!strchr(target, '/'))
 		return one_key("network", target);
 	label = name_in(inside, ".vmfs/networks/");
@@ -133,11 +135,12 @@ static char *target_of_share(Vm *vm, const void *object)
 	return g_strdup(((const SpecShare *)object)->path);
 }
 
-static char *value_of_share(Vm *vm, const char *target, GError **err)
+static char *value_of_share(Vm *vm, const char *name, const char *target, GError **err)
 {
 	const char *inside;
 	g_autofree char *path = resolve(vm, "shares", target, &inside);
 
+	(void)name;
 	(void)err;
 	return one_key("path", path);
 }
@@ -151,11 +154,12 @@ static char *target_of_device(Vm *vm, const void *object)
 			   d->pci ? d->pci : d->usb, NULL);
 }
 
-static char *value_of_device(Vm *vm, const char *target, GError **err)
+static char *value_of_device(Vm *vm, const char *name, const char *target, GError **err)
 {
 	const char *inside, *pci, *usb;
 	g_autofree char *path = resolve(vm, "devices", target, &inside);
 
+	(void)name;
 	pci = name_in(inside, ".vmfs/devices/pci/");
 	usb = name_in(inside, ".vmfs/devices/usb/");
 	if (!pci && !usb) {
@@ -334,6 +338,37 @@ bool attach_is_late(const Vm *vm)
 
 /* ---- the directories ---- */
 
+/*
+ * A temporary name, under which whoever replaces a link by rename(2) makes the new one. Nothing is
+ * attached by that. They are scratch files, called "disks/NAME".
+ */
+static bool is_temporary(const char *name, const Caller *who)
+{
+	/* ln(1) of GNU says CuXXXXXX, which could be a word as well. */
+	const char *random = g_str_has_prefix(name, "Cu") && who->replaces ? name + 2 : "";
+
+	for (unsigned i = 0; g_ascii_isalnum(random[i]); i++)
+		if (i == 5)
+			return !random[i + 1];
+	return *name == '.';
+}
+
+/* Its name in the directory, or NULL. */
+static const char *temporary_name(const NodeRef *dir, const Scratch *f)
+{
+	const char *section = attach_of(dir)->section;
+	const size_t len = strlen(section);
+
+	return !strncmp(f->name, section, len) && f->name[len] == '/' ? f->name + len + 1 : NULL;
+}
+
+static Scratch *find_temporary(const NodeRef *dir, const char *name)
+{
+	g_autofree char *path = g_strconcat(attach_of(dir)->section, "/", name, NULL);
+
+	return scratch_find(dir->vm, path);
+}
+
 typedef struct Link {
 	const char *name;
 	uint32_t number; /* in the directory; not 0 */
@@ -381,6 +416,9 @@ static GArray *links_of(const NodeRef *r)
 		if (attach_of(&l->dir) == attach_of(r) && !target && l->shown)
 			add_link(links, l->name);
 	}
+	for (const Scratch *f = scratch_after(r->vm, 0); f; f = scratch_after(r->vm, f->number))
+		if (temporary_name(r, f))
+			add_link(links, temporary_name(r, f));
 	return links;
 }
 
@@ -426,14 +464,21 @@ static bool is_attached(const NodeRef *r)
 	return name_of(r) != NULL;
 }
 
+static char *target_of_temporary(const Scratch *f)
+{
+	return g_strndup((const char *)f->data->data, f->data->len);
+}
+
 static const char *link_of(const NodeRef *r)
 {
 	static char *target; /* until the next call */
 	const char *name = name_of(r);
 	const LateLink *l = name ? late_link(r, name) : NULL;
+	const Scratch *f = name ? find_temporary(r, name) : NULL;
 
 	g_free(target);
 	target = !name		 ? NULL
+		 : f		 ? target_of_temporary(f)
 		 : l && l->shown ? g_strdup(l->shown)
 				 : target_in(r, r->vm->spec, name);
 	return target;
@@ -445,35 +490,43 @@ typedef struct Pending {
 	NodeDone done;
 	void *arg;
 	LateLink *link;
+	uint32_t temporary; /* the scratch file whose place it takes; 0: none */
 } Pending;
 
 static void changed(void *arg, const GError *e)
 {
 	Pending *p = arg;
+	Vm *vm = p->link->dir.vm;
+	Scratch *f = p->temporary ? scratch_by_number(vm, p->temporary) : NULL;
 
+	if (f && !e)
+		scratch_remove(vm, f);
 	late_link_free(p->link);
 	p->done(p->arg, e ? err_code(e) : 0);
 	g_free(p);
 }
 
-static void change(const NodeRef *r, const char *name, const char *value, const Caller *who,
-		   NodeDone done, void *arg)
+/* `temporary`: it comes in the place of one that is there, or not. */
+static void change(const NodeRef *r, const char *name, const char *value, const Scratch *temporary,
+		   const Caller *who, NodeDone done, void *arg)
 {
 	const Attach *a = attach_of(r);
-	const YamlEdit edit = {
-		.section = a->section, .name = name, .value = value, .preset = a->preset
-	};
+	const YamlEdit edit = { .section = a->section,
+				.name = name,
+				.value = value,
+				.preset = a->preset,
+				.over = temporary };
 	Pending *p = g_new(Pending, 1);
 
-	*p = (Pending){ done, arg, late_link_new(r, name) };
+	*p = (Pending){ done, arg, late_link_new(r, name), temporary ? temporary->number : 0 };
 	p->link->by_user = true;
 	document_change(r->vm, &edit, who, changed, p);
 }
 
-static char *value_of(const NodeRef *dir, const char *target, GError **err)
+static char *value_of(const NodeRef *dir, const char *name, const char *target, GError **err)
 {
 	if (g_utf8_validate(target, -1, NULL))
-		return attach_of(dir)->value(dir->vm, target, err);
+		return attach_of(dir)->value(dir->vm, name, target, err);
 	(void)err_set(err, EILSEQ, "the target is not UTF-8, as spec.yaml must be");
 	return NULL;
 }
@@ -487,34 +540,88 @@ static int refuse(const NodeRef *dir, const char *name, const GError *e)
 	return err_code(e);
 }
 
-static int attach(const NodeRef *dir, const char *name, const char *target, const Caller *who,
-		  NodeDone done, void *arg)
+/* By the link, or in the place of another by a temporary one that is renamed. */
+static int take(const NodeRef *dir, const char *name, const char *target, const Scratch *temporary,
+		const Caller *who, NodeDone done, void *arg)
 {
 	g_autoptr(GError) e = NULL;
 	g_autofree char *value = NULL;
 
-	if (find(dir, name))
-		return EEXIST;
 	if (!specval_is_name(name)) {
 		(void)err_set(&e, EINVAL,
 			      "a name here has letters, digits, - and _, and at most %d of them",
 			      SPECVAL_MAX_NAME);
 		return refuse(dir, NULL, e);
 	}
-	value = value_of(dir, target, &e);
+	value = value_of(dir, name, target, &e);
 	if (!value)
 		return refuse(dir, name, e);
-	change(dir, name, value, who, done, arg);
+	change(dir, name, value, temporary, who, done, arg);
 	return 0;
+}
+
+static int make_temporary(const NodeRef *dir, const char *name, const char *target,
+			  const Caller *who)
+{
+	g_autofree char *path = g_strconcat(attach_of(dir)->section, "/", name, NULL);
+	int err = 0;
+	Scratch *f = scratch_new(dir->vm, path, 0777, who->uid, who->gid, &err);
+
+	if (f)
+		(void)scratch_write(f, target, strlen(target), 0);
+	return err;
+}
+
+static int attach(const NodeRef *dir, const char *name, const char *target, const Caller *who,
+		  NodeDone done, void *arg)
+{
+	int err;
+
+	if (find(dir, name))
+		return EEXIST;
+	if (!is_temporary(name, who))
+		return take(dir, name, target, NULL, who, done, arg);
+	err = make_temporary(dir, name, target, who);
+	if (!err)
+		done(arg, 0);
+	return err;
+}
+
+static int move(const NodeRef *r, const char *newname, const Caller *who, NodeDone done, void *arg)
+{
+	const char *name = name_of(r);
+	Scratch *f = name ? find_temporary(r, name) : NULL;
+	g_autofree char *target = f ? target_of_temporary(f) : NULL;
+	g_autofree char *there = target_in(r, r->vm->spec, newname);
+	g_autoptr(GError) e = NULL;
+
+	if (!name)
+		return ENOENT;
+	if (f && !g_strcmp0(target, there)) {
+		scratch_remove(r->vm, f);
+		done(arg, 0);
+		return 0;
+	}
+	if (f)
+		return take(r, newname, target, f, who, done, arg);
+	e = err_new(EPERM, "what is attached keeps its name, by which the guest may know it; "
+			   "attach it anew, or edit spec.yaml");
+	return refuse(r, name, e);
 }
 
 static int detach(const NodeRef *r, const Caller *who, NodeDone done, void *arg)
 {
 	const char *name = name_of(r);
+	Scratch *f = name ? find_temporary(r, name) : NULL;
 
 	if (!name)
 		return ENOENT;
-	change(r, name, NULL, who, done, arg);
+	if (f) {
+		scratch_remove(r->vm, f);
+		done(arg, 0);
+	} else {
+		change(r, name, NULL, NULL, who, done, arg);
+	}
 	return 0;
 }
 
@@ -530,6 +637,6 @@ static const Node rows[] = {
 	  .doc = "a device: its place in .vmfs/devices" },
 };
 
-#define DIR(row) { .child = &rows[row], .next = next, .find = find, .link = attach, .drop = detach }
+#define DIR(row) { .child = &rows[row], .next = next, .find = find, .link = attach, .drop = detach, .rename = move }
 const Dir disks_dir = DIR(0), nics_dir = DIR(1), shares_dir = DIR(2), devices_dir = DIR(3);
 // clang-format on

@@ -37,8 +37,10 @@ static int drop_vm(const NodeRef *r, const Caller *who, NodeDone done, void *arg
 	return registry_remove(r->vm, done, arg);
 }
 
-static int rename_vm(const NodeRef *r, const char *newname, NodeDone done, void *arg)
+static int rename_vm(const NodeRef *r, const char *newname, const Caller *who, NodeDone done,
+		     void *arg)
 {
+	(void)who;
 	return registry_rename(r->vm, newname, done, arg);
 }
 

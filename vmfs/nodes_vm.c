@@ -353,6 +353,9 @@ static uint32_t next_scratch(const NodeRef *dir, uint32_t after, char name[256])
 {
 	const Scratch *f = scratch_after(dir->vm, after);
 
+	/* Those of its directories are theirs: nodes_attach.c. */
+	while (f && strchr(f->name, '/'))
+		f = scratch_after(dir->vm, f->number);
 	if (!f)
 		return 0;
 	g_strlcpy(name, f->name, 256);

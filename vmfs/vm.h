@@ -29,6 +29,7 @@ typedef struct Caller {
 	mode_t umask;
 	gid_t *groups; /* supplementary, or NULL: not looked up */
 	int n_groups;
+	bool replaces; /* a symlink(2): it has just met a link that is in its way */
 } Caller;
 
 /* What can change, as bits of a mask: the `events` column of the node tables. */

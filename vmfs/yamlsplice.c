@@ -14,6 +14,8 @@
 
 #define STEP 2 /* of indentation, in what is new */
 
+static const YamlLimits limits = { .depth = YAML_MAX_DEPTH, .items = G_MAXUINT / 2 };
+
 typedef struct Splice {
 	const char *text;
 	size_t len;
@@ -110,6 +112,12 @@ static void put_line(const Splice *s, unsigned indent, const char *key, const ch
 			       value, line_break(s));
 }
 
+/* Beside the entry there is the one that was meant without a section. */
+static bool is_preset_too(const YamlEdit *e)
+{
+	return e->preset && strcmp(e->preset, e->name) != 0;
+}
+
 /* The section as it will be, where it was not there at all. */
 static void put_section(const Splice *s, unsigned indent)
 {
@@ -118,7 +126,7 @@ static void put_section(const Splice *s, unsigned indent)
 	put_line(s, indent, e->section, e->value ? "" : "{}");
 	if (!e->value)
 		return;
-	if (e->preset)
+	if (is_preset_too(e))
 		put_line(s, indent + STEP, e->preset, "{}");
 	put_line(s, indent + STEP, e->name, e->value);
 }
@@ -127,8 +135,8 @@ static char *flow_section(const YamlEdit *e)
 {
 	if (!e->value)
 		return g_strdup_printf("%s: {}", e->section);
-	return g_strdup_printf("%s: {%s%s%s: %s}", e->section, e->preset ? e->preset : "",
-			       e->preset ? ": {}, " : "", e->name, e->value);
+	return g_strdup_printf("%s: {%s%s%s: %s}", e->section, is_preset_too(e) ? e->preset : "",
+			       is_preset_too(e) ? ": {}, " : "", e->name, e->value);
 }
 
 /* The line end that ends this node now would be a part of its text: a `|` or `>` at the end. */
@@ -275,9 +283,50 @@ static bool remove_entry(const Splice *s, const YamlNode *section, const YamlNod
 	return false;
 }
 
+static void put_in_place_of(const Splice *s, const YamlNode *old, const char *value, size_t len)
+{
+	size_t end = node_end(old);
+
+	/* A text in `|` has its last line end as well. */
+	if (end > old->start && s->text[end - 1] == '\n')
+		end--;
+	copy(s, 0, old->start);
+	g_string_append_len(s->out, value, (gssize)len);
+	copy(s, end, s->len);
+}
+
+/* The one key of the new value, where the old one has it too. */
+static bool replace_key(const Splice *s, const YamlNode *old)
+{
+	const char *text = s->edit->value;
+	g_auto(YamlTree) tree = { 0 };
+	const YamlNode *key, *value, *there;
+
+	yaml_load(&tree, text, strlen(text), false, &limits);
+	if (!tree.root || tree.root->kind != YAML_IS_MAPPING || yaml_pairs(tree.root) != 1)
+		return false;
+	key = yaml_key(tree.root, 0);
+	value = yaml_value(tree.root, 0);
+	if (old->kind != YAML_IS_MAPPING || !yaml_find(old, key->text, &there) ||
+	    there->start == there->end)
+		return false;
+	put_in_place_of(s, there, text + value->start, value->end - value->start);
+	return true;
+}
+
+static bool replace_entry(const Splice *s, const YamlNode *old)
+{
+	/* `name:` and nothing more has no place of its own. */
+	if (old->start == node_end(old))
+		return false;
+	if (!replace_key(s, old))
+		put_in_place_of(s, old, s->edit->value, strlen(s->edit->value));
+	return true;
+}
+
 static bool splice(const Splice *s, const YamlNode *root)
 {
-	const YamlNode *map = NULL, *section;
+	const YamlNode *map = NULL, *section, *old;
 
 	if (root && root->kind != YAML_IS_MAPPING && !yaml_is_null(root))
 		return false;
@@ -286,6 +335,8 @@ static bool splice(const Splice *s, const YamlNode *root)
 		return false;
 	if (!section)
 		insert_section(s, root);
+	else if (s->edit->over && yaml_find(map, s->edit->name, &old))
+		return replace_entry(s, old);
 	else if (s->edit->value)
 		insert_entry(s, map);
 	else
@@ -295,14 +346,13 @@ static bool splice(const Splice *s, const YamlNode *root)
 
 GString *yaml_splice(const char *text, size_t len, const YamlEdit *edit, GError **err)
 {
-	static const YamlLimits max = { .depth = YAML_MAX_DEPTH, .items = G_MAXUINT / 2 };
 	/* Ends with NUL, so that it can be looked at a little past the end. */
 	g_autofree char *copied = g_strndup(text, len);
 	g_autoptr(GString) out = g_string_sized_new(len + 256);
 	const Splice s = { .text = copied, .len = len, .edit = edit, .out = out };
 	g_auto(YamlTree) tree = { 0 };
 
-	yaml_load(&tree, copied, len, false, &max);
+	yaml_load(&tree, copied, len, false, &limits);
 	if (tree.error) {
 		g_propagate_error(err, g_steal_pointer(&tree.error));
 		return NULL;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <glib.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 /* One entry of a mapping that is a value at the top of the document. */
@@ -14,6 +15,8 @@ typedef struct YamlEdit {
 	const char *name;    /* key of the entry */
 	const char *value;   /* the entry's new value in flow style; NULL: the entry goes */
 	const char *preset;  /* entry that is meant while the section is missing; NULL: none */
+	bool over; /* one of that name may be there. Of a mapping that has the keys of the new
+		    * value only these are changed. */
 } YamlEdit;
 
 /*

@@ -45,6 +45,24 @@ static Spec *change(const Spec *spec, const YamlEdit *edit)
 	abort();
 }
 
+/* In the place of one that is there: whatever it was, nothing else is another. */
+static void replace(const Spec *spec, const YamlEdit *edit)
+{
+	g_autofree char *key = g_strdup_printf("%s.%s", edit->section, edit->name);
+	g_autofree char *below = g_strconcat(key, ".", NULL);
+	gsize len;
+	const char *text = g_bytes_get_data(spec->text, &len);
+	GString *out = yaml_splice(text ? text : "", len, edit, NULL);
+	g_autoptr(Spec) after = out ? spec_parse(out->str, out->len, NULL) : NULL;
+	g_autoptr(GPtrArray) keys = after ? spec_diff(after, spec) : NULL;
+
+	if (out)
+		g_string_free(out, TRUE);
+	for (unsigned i = 0; keys && i < keys->len; i++)
+		if (!g_str_has_prefix(keys->pdata[i], below))
+			abort();
+}
+
 static void in_and_out(const Spec *spec, const char *section, const char *value, const char *preset)
 {
 	const YamlEdit in = { section, "zz-9", value, preset },
@@ -68,8 +86,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	for (unsigned i = 0; i < spec->disks->len; i++) {
 		const SpecDisk *d = spec->disks->pdata[i];
 		const YamlEdit out = { "disks", d->name, NULL, NULL };
+		const YamlEdit over = { "disks", d->name, "{file: /zz}", NULL, true };
 
 		spec_unref(change(spec, &out));
+		replace(spec, &over);
 	}
 	for (unsigned i = 0; i < spec->nics->len; i++) {
 		const SpecNic *n = spec->nics->pdata[i];

@@ -78,6 +78,11 @@ def exists(path):
     return os.path.lexists(path)
 
 
+def links(vm, kind="disks"):
+    """What is attached: names to targets."""
+    return {n: os.readlink(vm / kind / n) for n in os.listdir(vm / kind)}
+
+
 def unmount(mnt):
     """`fusermount3 -u`, which says EBUSY for the moment in which a watcher is being told."""
     until(lambda: subprocess.run(["fusermount3", "-u", mnt], capture_output=True, cwd="/",

@@ -97,21 +97,45 @@ static const Case bad[] = {
 	{ "cpus: 2 # \xe2\x80\xa8\n", "d", "{file: /d}", NULL },
 	{ "cpus: [\n", "d", "{file: /d}", NULL },
 };
+
+/* Where there may be one of that name. */
+static const Case over[] = {
+	{ "disks:\n  d: {file: /a, readonly: true}  # its\n", "d", "{file: /d}",
+	  "disks:\n  d: {file: /d, readonly: true}  # its\n" },
+	{ "disks:\n  d:\n    # where\n    file: '/a' # there\n    readonly: true\n", "d", "{file: \"/d d\"}",
+	  "disks:\n  d:\n    # where\n    file: \"/d d\" # there\n    readonly: true\n" },
+	{ "disks:\n  d:\n    file: |-\n      /a\n  e: {}\n", "d", "{file: /d}",
+	  "disks:\n  d:\n    file: /d\n  e: {}\n" },
+	{ "disks: {d: {size: 1GiB}, e: {}}\n", "d", "{file: /d}", "disks: {d: {file: /d}, e: {}}\n" },
+	{ "disks:\n  d:\n    size: 1GiB # one\n  e: {}\n", "d", "{file: /d}",
+	  "disks:\n  d:\n    {file: /d} # one\n  e: {}\n" },
+	{ "disks:\n  d: {file: }\n", "d", "{file: /d}", "disks:\n  d: {file: /d}\n" },
+	{ "disks:\n  e: {}\n", "d", "{file: /d}", "disks:\n  e: {}\n  d: {file: /d}\n" },
+	{ "", "d", "{file: /d}", "disks:\n  d: {file: /d}\n" },
+};
+static const Case over_preset[] = {
+	{ "", "eth0", "{network: lan}", "nics:\n  eth0: {network: lan}\n" },
+	{ "{}", "eth0", "{network: lan}", "{nics: {eth0: {network: lan}}}" },
+	{ "nics:\n  eth0: {mac: a}\n", "eth0", "{network: lan}", "nics:\n  eth0: {network: lan}\n" },
+};
 // clang-format on
 
-static GString *run(const Case *c, const char *section, const char *preset, GError **err)
+static GString *run(const Case *c, const char *section, const char *preset, bool is_over,
+		    GError **err)
 {
-	const YamlEdit edit = {
-		.section = section, .name = c->name, .value = c->value, .preset = preset
-	};
+	const YamlEdit edit = { .section = section,
+				.name = c->name,
+				.value = c->value,
+				.preset = preset,
+				.over = is_over };
 
 	return yaml_splice(c->before, strlen(c->before), &edit, err);
 }
 
-static void check(const Case *c, const char *section, const char *preset)
+static void check(const Case *c, const char *section, const char *preset, bool is_over)
 {
 	g_autoptr(GError) err = NULL;
-	GString *out = run(c, section, preset, &err);
+	GString *out = run(c, section, preset, is_over, &err);
 
 	g_assert_no_error(err);
 	g_assert_cmpstr(out->str, ==, c->after);
@@ -121,13 +145,21 @@ static void check(const Case *c, const char *section, const char *preset)
 static void test_disks(void)
 {
 	for (size_t i = 0; i < G_N_ELEMENTS(cases); i++)
-		check(&cases[i], "disks", NULL);
+		check(&cases[i], "disks", NULL, false);
 }
 
 static void test_presets(void)
 {
 	for (size_t i = 0; i < G_N_ELEMENTS(presets); i++)
-		check(&presets[i], "nics", "eth0");
+		check(&presets[i], "nics", "eth0", false);
+}
+
+static void test_over(void)
+{
+	for (size_t i = 0; i < G_N_ELEMENTS(over); i++)
+		check(&over[i], "disks", NULL, true);
+	for (size_t i = 0; i < G_N_ELEMENTS(over_preset); i++)
+		check(&over_preset[i], "nics", "eth0", true);
 }
 
 static void test_bad(void)
@@ -135,7 +167,7 @@ static void test_bad(void)
 	for (size_t i = 0; i < G_N_ELEMENTS(bad); i++) {
 		g_autoptr(GError) err = NULL;
 
-		g_assert_null(run(&bad[i], "disks", NULL, &err));
+		g_assert_null(run(&bad[i], "disks", NULL, false, &err));
 		g_assert_error(err, VMFS_ERROR, EINVAL);
 	}
 }
@@ -164,6 +196,7 @@ int main(int argc, char **argv)
 	g_test_init(&argc, &argv, NULL);
 	g_test_add_func("/splice/disks", test_disks);
 	g_test_add_func("/splice/presets", test_presets);
+	g_test_add_func("/splice/over", test_over);
 	g_test_add_func("/splice/bad", test_bad);
 	g_test_add_func("/splice/quote", test_quote);
 	return g_test_run();
