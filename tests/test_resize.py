@@ -113,11 +113,18 @@ def test_resized_over_sleep_and_restart(real, qemu):
 
 @pytest.mark.qemu
 def test_paused_guest_must_wait(real, qemu):
-    """Nobody there could take what it is given."""
-    qemu.booted(real)
+    """Nobody there could take what it is given: it is when it goes on, whoever lets it."""
+    sh = Shell(real, qemu)
     real.do("pause")
     real.write("spec.yaml", resized(real.spec, cpus=2, memory="512MiB"))
     assert real.read("pending") == "cpus\nmemory\n" and real.read("error") == ""
     real.do("resume")
-    real.write("spec.yaml", real.spec)
     until(lambda: real.read("pending") == "", "both")
+    assert real.read("error") == ""
+    sh("grep -c ^processor /proc/cpuinfo", "2")
+    real.do("pause")
+    real.write("spec.yaml", resized(real.spec, memory="256MiB"))
+    assert real.read("pending") == "memory\n"
+    real.write("monitor", "cont\n", 0)
+    until(lambda: real.read("pending") == "", "memory")
+    assert real.state == "running" and real.read("error") == ""

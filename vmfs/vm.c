@@ -274,6 +274,7 @@ void vm_refresh_state(Vm *vm)
 
 void vm_push_state(Vm *vm, VmState state, const char *reason)
 {
+	const bool resumes = vm->pushed == VM_PAUSED && state == VM_RUNNING;
 	unsigned changes = 0;
 
 	if (g_strcmp0(vm->reason, reason)) {
@@ -289,6 +290,9 @@ void vm_push_state(Vm *vm, VmState state, const char *reason)
 	if (vm->saved && state != VM_ASLEEP && state != VM_UNKNOWN)
 		(void)vm_set_saved(vm, SAVED_NONE, NULL, NULL);
 	refresh_state(vm, changes);
+	/* What the guest has to take part in has waited for it. */
+	if (resumes)
+		vm_apply(vm);
 }
 
 void vm_set_error(Vm *vm, const char *verb, const GError *e)
