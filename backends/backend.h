@@ -259,6 +259,8 @@ bool snapshot_has_memory(const Snapshot *s);
  * what an earlier attempt has left of its disks is worth nothing.
  */
 bool vm_clone_source(Vm *vm, const ProcUser *owner, const Snapshot **ret, GError **err);
+/* The same for a dry run, which nothing follows from. */
+bool vm_clone_planned(const Vm *vm, const Snapshot **ret, GError **err);
 bool vm_clone_is_pending(const Vm *vm);
 /* What begins the paths of the files that its disks are based on; NULL: of no other VM's. Owned by
  * the caller. */

@@ -2,11 +2,13 @@
 """Clones: new machines that begin as a snapshot of another one."""
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import time
 from errno import (EACCES, EBADMSG, EBUSY, EINVAL, EIO, ELOOP, ENOENT, EOPNOTSUPP)
+from pathlib import Path
 
 import pytest
 
@@ -46,8 +48,13 @@ def test_clone(base, backend, fs):
     """It has what the snapshot has in its memory, and a life of its own."""
     c1 = clone(fs)
     assert c1.state == "stopped" and c1.read("pid") == ""
+    planned = c1.read("cmdline") if backend.name == "qemu" else None
     c1.do("start")
     assert c1.state == "running" and c1.read("error") == "" and c1.read("pending") == ""
+    if planned:
+        runs = Path(f"/proc/{c1.pid}/cmdline").read_text().removesuffix("\0").split("\0")
+        assert shlex.split(planned) == runs
+        assert "-incoming" in runs and "-incoming" not in c1.read("cmdline")
     assert backend.recall(c1) == "blue"
     backend.remember(c1, "red")
     assert backend.recall(c1) == "red"
@@ -95,6 +102,8 @@ def test_failed_start_is_tried_again(base, backend, fs):
     manifest = next(data(fs, base).glob("snap.*/manifest"))
     text = manifest.read_text()
     manifest.write_text(text[:-10])
+    if backend.name == "qemu":
+        assert c1.read("cmdline") == ""  # there is none that would do
     with pytest.raises(OSError):
         c1.do("start")
     c1.error(None, "manifest")

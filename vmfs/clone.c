@@ -341,6 +341,15 @@ bool vm_clone_source(Vm *vm, const ProcUser *owner, const Snapshot **ret, GError
 	return true;
 }
 
+bool vm_clone_planned(const Vm *vm, const Snapshot **ret, GError **err)
+{
+	*ret = NULL;
+	if (!clone_is_pending(vm))
+		return true;
+	*ret = find(vm, vm->spec->from, NULL, err);
+	return *ret != NULL;
+}
+
 bool vm_clone_is_pending(const Vm *vm)
 {
 	return clone_is_pending(vm);

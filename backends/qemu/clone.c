@@ -486,29 +486,53 @@ void qemu_clone_abandon(QemuVm *q)
 		stop_waiting(s);
 }
 
-void qemu_clone(BackendVm *bv, Op *op)
+static QemuWake *wake_new(const BackendVm *bv, const Snapshot *from)
 {
-	Vm *vm = bv->vm;
-	const Snapshot *from;
-	GError *err = NULL;
-	QemuClone *c;
-	QemuWake *w;
+	QemuClone *c = g_new0(QemuClone, 1);
+	QemuWake *w = g_new0(QemuWake, 1);
+	const uid_t uid = vm_uid(bv->vm);
 
-	if (!vm_clone_source(vm, NULL, &from, &err)) {
-		op_fail(op, err);
-		return;
-	}
-	c = g_new0(QemuClone, 1);
 	c->snapshot = g_strdup(snapshot_dir(from));
-	c->template = snapshot_template(from, vm_uid(vm));
+	c->template = snapshot_template(from, uid);
 	c->fresh = g_strconcat(c->template, SNAPSHOT_UNFINISHED, NULL);
 	c->from = g_strdup(bv->spec->from);
 	c->has_memory = snapshot_has_memory(from);
-	c->foreign = snapshot_uid(from) != vm_uid(vm);
-	w = g_new0(QemuWake, 1);
+	c->foreign = snapshot_uid(from) != uid;
 	w->dir = g_strdup(c->snapshot);
 	w->memory = -1;
 	w->verified = true;
 	w->clone = c;
-	start_begin(bv, op, c->has_memory ? steps : stopped_steps, w);
+	return w;
+}
+
+void qemu_clone(BackendVm *bv, Op *op)
+{
+	const Snapshot *from;
+	GError *err = NULL;
+	QemuWake *w;
+
+	if (!vm_clone_source(bv->vm, NULL, &from, &err)) {
+		op_fail(op, err);
+		return;
+	}
+	w = wake_new(bv, from);
+	start_begin(bv, op, w->clone->has_memory ? steps : stopped_steps, w);
+}
+
+bool qemu_clone_plan(QemuVm *q, QemuWake **ret, GError **err)
+{
+	const Snapshot *from;
+
+	*ret = NULL;
+	if (!vm_clone_planned(qemu_vm(q), &from, err))
+		return false;
+	if (!from || !snapshot_has_memory(from))
+		return true;
+	*ret = wake_new(&q->base, from);
+	if (!wake_read_machine(*ret, err)) {
+		qemu_wake_free(g_steal_pointer(ret));
+		return false;
+	}
+	(*ret)->ram = g_build_filename((*ret)->clone->template, RAM, NULL);
+	return true;
 }

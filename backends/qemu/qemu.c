@@ -5,6 +5,7 @@
  */
 #include "backends/qemu/qemu.h"
 #include "backends/qemu/save.h"
+#include "backends/qemu/start.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -261,14 +262,23 @@ void qemu_fill_args(QemuVm *q, const char *accel, GHashTable *slots, QemuArgs *a
 
 static bool cmdline(BackendVm *bv, GPtrArray *argv, GError **err)
 {
-	g_autoptr(GHashTable) slots = qemu_slots_new();
+	QemuVm *q = qemu_of(bv);
+	g_autoptr(GHashTable) slots = NULL;
+	QemuWake *wake;
 	QemuArgs args;
+	unsigned bridges;
 
-	if (!qemu_check(qemu_host(), bv->spec, err))
+	if (!qemu_check(qemu_host(), bv->spec, err) || !qemu_clone_plan(q, &wake, err))
 		return false;
-	qemu_fill_args(qemu_of(bv), qemu_accel(bv->spec), slots, &args);
+	slots = qemu_slots_parse(wake ? qemu_wake_slots(wake) : NULL, &bridges);
+	qemu_fill_args(q, qemu_accel(bv->spec), slots, &args);
+	args.bridges = bridges;
+	if (wake)
+		qemu_wake_args(wake, &args);
 	qemu_slots_fill(&args);
 	qemu_argv(&args, argv);
+	if (wake)
+		qemu_wake_free(wake);
 	return true;
 }
 

@@ -50,6 +50,11 @@ void start_monitor_undo(Op *op, void *ctx);
 void qemu_clone(BackendVm *bv, Op *op);
 /* The VM goes from memory. */
 void qemu_clone_abandon(QemuVm *q);
+/*
+ * What the command line of that first start will need, for a dry run; *ret is NULL when it is as
+ * that of any other. False and err: its snapshot cannot be used.
+ */
+bool qemu_clone_plan(QemuVm *q, QemuWake **ret, GError **err);
 
 /* wake.c */
 

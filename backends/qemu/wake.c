@@ -49,24 +49,17 @@ static void verified(void *arg, const Manifest *m, const GError *err)
 	both(s);
 }
 
-bool wake_open_memory(QemuWake *w, GError **err)
+static bool read_machine(QemuWake *w, int dir, GError **err)
 {
-	const int dir = savedir_open(w->dir, err);
 	g_autoptr(GBytes) text = NULL;
 	g_autoptr(Manifest) m = NULL;
 	const char *machine;
-	struct stat st;
 	gsize len;
 
-	if (dir < 0)
-		return false;
 	text = savedir_get(dir, SAVEDIR_MANIFEST, SAVEDIR_MAX_MANIFEST, err);
 	if (text)
 		m = manifest_parse(g_bytes_get_data(text, &len), g_bytes_get_size(text), err);
-	if (m)
-		w->memory = savedir_open_file(dir, SAVEDIR_MEMORY, false, err);
-	close(dir);
-	if (w->memory < 0)
+	if (!m)
 		return false;
 	machine = manifest_fact(m, "machine");
 	/* An option of QEMU's is made of it. */
@@ -75,6 +68,31 @@ bool wake_open_memory(QemuWake *w, GError **err)
 		w->machine = g_strdup(machine);
 	g_free(w->slots);
 	w->slots = g_strdup(manifest_fact(m, "slots"));
+	return true;
+}
+
+bool wake_read_machine(QemuWake *w, GError **err)
+{
+	const int dir = savedir_open(w->dir, err);
+	const bool ok = dir >= 0 && read_machine(w, dir, err);
+
+	if (dir >= 0)
+		close(dir);
+	return ok;
+}
+
+bool wake_open_memory(QemuWake *w, GError **err)
+{
+	const int dir = savedir_open(w->dir, err);
+	struct stat st;
+
+	if (dir < 0)
+		return false;
+	if (read_machine(w, dir, err))
+		w->memory = savedir_open_file(dir, SAVEDIR_MEMORY, false, err);
+	close(dir);
+	if (w->memory < 0)
+		return false;
 	if (!fstat(w->memory, &st))
 		w->slept_s = MAX(0, g_get_real_time() / G_USEC_PER_SEC - st.st_mtim.tv_sec);
 	return true;

@@ -27,7 +27,9 @@ struct QemuWake {
 	QemuClone *clone;   /* its first start, from a snapshot of another VM; or NULL */
 };
 
-/* Open the memory in w->dir, and read what its manifest says of the machine. */
+/* What the manifest in w->dir says of the machine. */
+bool wake_read_machine(QemuWake *w, GError **err);
+/* The same, and open the memory that is beside it. */
 bool wake_open_memory(QemuWake *w, GError **err);
 /* A QemuStreamFn; arg is the Start. */
 void wake_loaded(void *arg, const GError *err);
