@@ -5,7 +5,7 @@
  * as, and a daemon in vfork's uninterruptible wait would hang with it. The child reports through a
  * close-on-exec pipe instead, and is killed when it does not get to exec in time. posix_spawn(3)
  * cannot change user, and glibc's setuid family would signal all our threads: hence raw system
- * calls. Loop thread only.
+ * calls. A start may be made in the pool; all else is the loop thread's.
  */
 #include "vmfs/proc.h"
 

@@ -134,26 +134,30 @@ static void job_cancel(Op *op, void *ctx)
 	savedir_cancel(&((Start *)ctx)->wake->verify);
 }
 
+/* The template is another's work, or done: the step has nothing to do. */
+static bool is_over(Op *op, const Start *s)
+{
+	const bool over = !s->wake->clone->claimed;
+
+	if (over)
+		op_next(op);
+	return over;
+}
+
 static void verify_run(Op *op, void *ctx)
 {
 	Start *s = ctx;
-	const QemuClone *c = s->wake->clone;
 
-	if (c->claimed)
-		s->wake->verify = savedir_verify(c->snapshot, job_done, s);
-	else
-		op_next(op);
+	if (!is_over(op, s))
+		s->wake->verify = savedir_verify(s->wake->clone->snapshot, job_done, s);
 }
 
 static void tidy_run(Op *op, void *ctx)
 {
 	Start *s = ctx;
-	const QemuClone *c = s->wake->clone;
 
-	if (c->claimed)
-		s->wake->verify = savedir_drop(c->fresh, job_done, s);
-	else
-		op_next(op);
+	if (!is_over(op, s))
+		s->wake->verify = savedir_drop(s->wake->clone->fresh, job_done, s);
 }
 
 static bool make_file(Vm *vm, int dir, const char *name, GError **err)
@@ -249,10 +253,8 @@ static void make_run(Op *op, void *ctx)
 	QemuWake *w = s->wake;
 	GError *err = NULL;
 
-	if (!w->clone->claimed) {
-		op_next(op);
+	if (is_over(op, s))
 		return;
-	}
 	if (!wake_open_memory(w, &err)) {
 		op_fail(op, err);
 		return;
@@ -267,10 +269,8 @@ static void fill_run(Op *op, void *ctx)
 	Start *s = ctx;
 	QemuWake *w = s->wake;
 
-	if (!w->clone->claimed) {
-		op_next(op);
+	if (is_over(op, s))
 		return;
-	}
 	s->q->held = true;
 	start_connect_monitor(s);
 	(void)qemu_stream_prepare(s->q, false, NULL, NULL);
@@ -297,10 +297,8 @@ static void save_run(Op *op, void *ctx)
 	GError *err = NULL;
 	int dir, fd;
 
-	if (!c->claimed) {
-		op_next(op);
+	if (is_over(op, s))
 		return;
-	}
 	dir = savedir_open(c->fresh, &err);
 	fd = dir < 0 ? -1 : savedir_open_file(dir, DEVICE, true, &err);
 	if (dir >= 0)
@@ -330,10 +328,8 @@ static void end_run(Op *op, void *ctx)
 {
 	Start *s = ctx;
 
-	if (!s->wake->clone->claimed) {
-		op_next(op);
+	if (is_over(op, s))
 		return;
-	}
 	s->q->died = ended;
 	s->q->lost = NULL;
 	if (s->q->exited)
@@ -367,10 +363,8 @@ static void publish_run(Op *op, void *ctx)
 	Start *s = ctx;
 	const QemuClone *c = s->wake->clone;
 
-	if (c->claimed)
+	if (!is_over(op, s))
 		s->wake->verify = savedir_publish(c->fresh, c->template, published, s);
-	else
-		op_next(op);
 }
 
 /* ---- the clone itself ---- */

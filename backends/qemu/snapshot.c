@@ -86,14 +86,20 @@ static json_t *args_of(const char *key, const char *value)
 
 /* ---- prepare: directory, memory file, what QEMU can ---- */
 
+/* What t->slot asked is answered. False: by an error, which ends the op. */
+static bool answered(Taking *t, const GError *err)
+{
+	t->slot = NULL;
+	if (err)
+		op_fail(t->op, g_error_copy(err));
+	return !err;
+}
+
 static void prepared(void *arg, const json_t *result, const GError *err)
 {
 	Taking *t = arg;
 
-	t->slot = NULL;
-	if (err)
-		op_fail(t->op, g_error_copy(err));
-	else
+	if (answered(t, err))
 		op_next(t->op);
 }
 
@@ -101,11 +107,8 @@ static void machine_answered(void *arg, const json_t *result, const GError *err)
 {
 	Taking *t = arg;
 
-	t->slot = NULL;
-	if (err) {
-		op_fail(t->op, g_error_copy(err));
+	if (!answered(t, err))
 		return;
-	}
 	qemu_add_machine_fact(t->facts, result);
 	/*
 	 * The guest is paused meanwhile: QEMU 7.2 hangs for good where a migration with
@@ -176,11 +179,8 @@ static void opened(void *arg, const json_t *result, const GError *err)
 {
 	Taking *t = arg;
 
-	t->slot = NULL;
-	if (err) {
-		op_fail(t->op, g_error_copy(err));
+	if (!answered(t, err))
 		return;
-	}
 	t->making++;
 	make_next(t);
 }
@@ -216,11 +216,7 @@ static void job_asked(void *arg, const json_t *result, const GError *err)
 
 static void create_answered(void *arg, const json_t *result, const GError *err)
 {
-	Taking *t = arg;
-
-	t->slot = NULL;
-	if (err)
-		op_fail(t->op, g_error_copy(err));
+	(void)answered(arg, err);
 }
 
 static void file_opened(void *arg, const json_t *result, const GError *err)
@@ -299,11 +295,8 @@ static void nodes_answered(void *arg, const json_t *result, const GError *err)
 	const json_t *node;
 	size_t i;
 
-	t->slot = NULL;
-	if (err) {
-		op_fail(t->op, g_error_copy(err));
+	if (!answered(t, err))
 		return;
-	}
 	json_array_foreach(result, i, node)
 	{
 		const char *name = json_string_value(json_object_get(node, "node-name"));
@@ -351,11 +344,8 @@ static void copies_begun(void *arg, const json_t *result, const GError *err)
 {
 	Taking *t = arg;
 
-	t->slot = NULL;
-	if (err) {
-		op_fail(t->op, g_error_copy(err));
+	if (!answered(t, err))
 		return;
-	}
 	t->copying = t->disks->len;
 	for (guint i = 0; i < t->disks->len; i++)
 		((Disk *)t->disks->pdata[i])->copying = true;
@@ -456,11 +446,8 @@ static void cont_answered(void *arg, const json_t *result, const GError *err)
 {
 	Taking *t = arg;
 
-	t->slot = NULL;
-	if (err) {
-		op_fail(t->op, g_error_copy(err));
+	if (!answered(t, err))
 		return;
-	}
 	resumed(t);
 	op_next(t->op);
 }

@@ -204,14 +204,17 @@ static void mark_undo(Op *op, void *ctx)
 	op_next(op);
 }
 
-static void run_run(Op *op, void *ctx)
+static void go_on(Op *op, SimVm *s, const char *reason)
 {
-	SimVm *s = ((Saving *)ctx)->s;
-
 	s->lost = false;
-	sim_tell(s, VM_RUNNING, "woken");
+	sim_tell(s, VM_RUNNING, reason);
 	sim_booted(s);
 	op_next(op);
+}
+
+static void run_run(Op *op, void *ctx)
+{
+	go_on(op, ((Saving *)ctx)->s, "woken");
 }
 
 static void tidy_run(Op *op, void *ctx)
@@ -284,12 +287,7 @@ static void spec_run(Op *op, void *ctx)
 
 static void resume_run(Op *op, void *ctx)
 {
-	SimVm *s = ((Saving *)ctx)->s;
-
-	s->lost = false;
-	sim_tell(s, VM_RUNNING, "restored");
-	sim_booted(s);
-	op_next(op);
+	go_on(op, ((Saving *)ctx)->s, "restored");
 }
 
 static void stopped_run(Op *op, void *ctx)

@@ -6,15 +6,14 @@
  */
 #define FUSE_USE_VERSION 314
 #include <fcntl.h>
-#include <ftw.h>
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "place.h"
 #include "vmfs/document.h"
 #include "vmfs/fs.h"
 #include "vmfs/hosts.h"
@@ -40,7 +39,6 @@ typedef struct Handle {
 } Handle;
 
 static struct {
-	char dir[32];
 	int kernel;	     /* the other end of what is /dev/fuse elsewhere */
 	uint64_t unique, fh; /* of the last request */
 	GHashTable *asked;   /* Asked not yet answered, by unique */
@@ -350,19 +348,6 @@ static void take_answers(void)
 		learn_from((const struct fuse_out_header *)answer);
 }
 
-static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	(void)st;
-	(void)type;
-	(void)ftw;
-	return remove(path);
-}
-
-static void clean_up(void)
-{
-	(void)nftw(f.dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-}
-
 static void ended(void *arg)
 {
 	(void)arg;
@@ -391,39 +376,22 @@ static void mount_to(int fd)
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	static const RegistryConfig config = { 1, 1000 };
-	g_autofree char *state = NULL, *runtime = NULL;
-	Backend *sim = backend_find("sim");
-	int fds[2], locks[2], memory, room = 4 << 20;
-	KeepHead *head;
+	int fds[2], room = 4 << 20;
 
 	(void)argc;
 	(void)argv;
-	(void)signal(SIGPIPE, SIG_IGN);
 	f.asked = g_hash_table_new_full(NULL, NULL, NULL, g_free);
-	node_init();
-	loop_init();
-	g_strlcpy(f.dir, "/tmp/vmfs-fuzz-XXXXXX", sizeof f.dir);
-	if (!g_mkdtemp(f.dir) || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds))
+	(void)place_open();
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds))
 		abort();
-	(void)atexit(clean_up);
 	(void)setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
 	(void)setsockopt(fds[1], SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
 	f.kernel = fds[1];
-	state = g_build_filename(f.dir, "s", NULL);
-	runtime = g_build_filename(f.dir, "r", NULL);
-	vm_config.runtime_dir = g_strdup(runtime);
-	memory = keep_create(&head);
-	head->keeper_pid = getppid();
-	if (!keep_attach(memory, NULL) || !store_lock(state, runtime, locks, NULL) ||
-	    !store_open(state, runtime, NULL))
-		abort();
 	document_set_mountpoint("/nowhere");
 	images_load();
 	if (!hosts_load("/dev/null", NULL, NULL))
 		abort();
 	registry_load(&config);
-	sim->status = g_string_new(NULL);
-	sim->cls->probe(sim);
 	vm_all.changed = fs_changed;
 	learn_node(FUSE_ROOT_ID);
 	mount_to(fds[0]);

@@ -5,16 +5,13 @@
  * all that a VM shows is shown.
  */
 #include <fcntl.h>
-#include <ftw.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "backends/backend.h"
+#include "place.h"
 #include "vmfs/hosts.h"
 #include "vmfs/images.h"
-#include "vmfs/keep.h"
 #include "vmfs/loop.h"
 #include "vmfs/node.h"
 #include "vmfs/registry.h"
@@ -27,7 +24,7 @@
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static char dir[] = "/tmp/vmfs-fuzz-XXXXXX";
+static const char *dir;
 
 static const char *const files[] = {
 	"s/vms/1/meta",
@@ -50,19 +47,6 @@ static const char *const files[] = {
 static char *path_of(const char *name)
 {
 	return g_build_filename(dir, name, NULL);
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
-{
-	(void)st;
-	(void)type;
-	(void)at;
-	return remove(path);
-}
-
-static void clean_up(void)
-{
-	(void)nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 static void put_files(const uint8_t *data, size_t size)
@@ -126,29 +110,9 @@ static void on_adopted(void *arg)
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
-	Backend *sim = backend_find("sim");
-	g_autofree char *state = NULL, *runtime = NULL;
-	int locks[2], memory;
-	KeepHead *head;
-
 	(void)argc;
 	(void)argv;
-	(void)signal(SIGPIPE, SIG_IGN);
-	node_init();
-	loop_init();
-	if (!g_mkdtemp(dir))
-		abort();
-	(void)atexit(clean_up);
-	state = path_of("s");
-	runtime = path_of("r");
-	vm_config.runtime_dir = g_strdup(runtime);
-	memory = keep_create(&head);
-	head->keeper_pid = getppid();
-	if (!keep_attach(memory, NULL) || !store_lock(state, runtime, locks, NULL) ||
-	    !store_open(state, runtime, NULL))
-		abort();
-	sim->status = g_string_new(NULL);
-	sim->cls->probe(sim);
+	dir = place_open();
 	return 0;
 }
 
