@@ -158,10 +158,10 @@ def test_seed_is_behind_the_disks(fs, backend):
     assert run(vm, console, "cat /sys/block/vd?/size").split() == ["16384", "32768", "1024"]
 
 
-@pytest.mark.qemu
-def test_wait_by_the_agent(qemu):
+@real
+def test_wait_by_the_agent(backend):
     """The file that cloud-init writes at its end, asked for only while somebody waits."""
-    vm = qemu.vm(spec=qemu.spec(extra="cloud_init: {}\n"))
+    vm = backend.vm(spec=backend.spec(extra="cloud_init: {}\n"))
     console = started(vm, vm.name)
     assert vm.wait("agent", 60) == "agent"
     gone = vm.follow("wait/cloud-init")

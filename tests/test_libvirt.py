@@ -558,7 +558,8 @@ def test_daemon_is_killed_in_the_middle(lv, on, guest, verb, after):
     """Its successor answers whoever waits, and what was begun comes to its end."""
     fs = on()
     libvirt = Libvirt(fs, guest, lv)
-    vm = libvirt.vm()
+    vm = libvirt.vm(spec=libvirt.spec(extra=f"disks: {{root: {{image: {guest.rawdisk}}}}}\n"
+                                            "cloud_init: {meta_data: {local-hostname: guest}}\n"))
     if verb != "start":
         vm.do("start")
         libvirt.booted(vm)
@@ -572,6 +573,7 @@ def test_daemon_is_killed_in_the_middle(lv, on, guest, verb, after):
     until(lambda: vm.state == after, f"it is {after}")
     libvirt.settled(vm)
     assert vm.state == after
+    vm.do("kill")
 
 
 def test_a_thousand_domains(box, tmp_path):

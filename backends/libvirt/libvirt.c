@@ -13,6 +13,7 @@ static void forget_run(LvVm *lv)
 {
 	lv_ip_stop(lv);
 	lv_console_end(lv);
+	lv_cloud_init_reset(lv);
 }
 
 void lv_show(LvVm *lv, LvState s)
@@ -45,6 +46,8 @@ void lv_show(LvVm *lv, LvState s)
 
 void lv_agent(LvVm *lv, bool up)
 {
+	/* It may be that of another boot. */
+	lv->cloud_init.tries = 0;
 	backend_agent(&lv->base, up);
 	if (!up) {
 		exec_lost(&lv->base, "agent");
@@ -361,6 +364,7 @@ const BackendClass libvirt_class = {
 	.console_write = lv_console_write,
 	.definition = definition,
 	.want_ip = want_ip,
+	.want_cloud_init = lv_want_cloud_init,
 	.want_console = want_console,
 	.define = lv_define,
 	.rename = lv_rename,

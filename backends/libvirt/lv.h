@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "backends/backend.h"
+#include "backends/cloudinit.h"
 #include "backends/libvirt/xml.h"
 #include "vmfs/hosts.h"
 #include "vmfs/loop.h"
@@ -78,6 +79,9 @@ typedef struct LvVm {
 
 	LvConsole *console; /* NULL: not connected */
 	bool connecting;
+
+	CloudInit cloud_init;
+	void *cloud_init_call; /* the LvCall that looks; NULL: none does */
 
 	/* ip.c: the series of questions. */
 	Timer *ip_timer;
@@ -263,6 +267,11 @@ void lv_console_end(LvVm *lv);
 /* Connect, if it runs. */
 void lv_console_want(LvVm *lv);
 size_t lv_console_write(BackendVm *bv, const char *data, size_t len);
+
+/* cloudinit.c */
+void lv_want_cloud_init(BackendVm *bv);
+/* What ran has ended: begin afresh. */
+void lv_cloud_init_reset(LvVm *lv);
 
 /* ip.c */
 void lv_ip_start(LvVm *lv);

@@ -428,7 +428,7 @@ void qemu_disconnect(QemuVm *q)
 	qmp_free(g_steal_pointer(&q->qmp));
 	console_free(g_steal_pointer(&q->console));
 	agent_free(g_steal_pointer(&q->agent));
-	qemu_cloud_init_reset(q);
+	cloudinit_reset(&q->cloud_init);
 	timer_stop(&q->silence_timer);
 	q->paused = false;
 	q->pause_reason = NULL;

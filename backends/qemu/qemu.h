@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "backends/backend.h"
+#include "backends/cloudinit.h"
 #include "backends/qemu/agent.h"
 #include "backends/qemu/console.h"
 #include "backends/qemu/qmp.h"
@@ -113,13 +114,6 @@ typedef struct QemuEnd {
 	const char *reason; /* NULL: not our doing */
 } QemuEnd;
 
-/* cloudinit.c: the question that is under way, or the time until the next one. */
-typedef struct QemuCloudInit {
-	bool asked;
-	Timer *timer;
-	unsigned tries;
-} QemuCloudInit;
-
 /* identity.c: whose name and addresses the guest has. */
 typedef enum QemuIdentity {
 	IDENTITY_OWN,
@@ -175,7 +169,7 @@ struct QemuVm {
 	unsigned ip_try;
 	bool ip_asked; /* an answer is under way */
 	QmpSlot *ip_slot;
-	QemuCloudInit cloud_init;
+	CloudInit cloud_init;
 	QemuIdentity identity;
 	QmpSlot *identity_slot;
 
@@ -327,8 +321,6 @@ void qemu_report_vnc(QemuVm *q);
 
 /* cloudinit.c */
 void qemu_want_cloud_init(BackendVm *bv);
-/* The agent is another one, or is gone for good: begin afresh. */
-void qemu_cloud_init_reset(QemuVm *q);
 
 /* identity.c */
 /* It runs, as a copy of another one. */
