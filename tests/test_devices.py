@@ -192,3 +192,51 @@ def test_what_qemu_says(fleet, host, guest):
         vm.error(None, "devices.gpu", "vfio")
         assert vm.spec == before and vm.read("pending") == "" and vm.state == "running"
     vm.do("kill")
+
+
+@pytest.mark.qemu
+def test_of_another_machine(fleet, guest):
+    """What one runs with is not another's, cold or hot, until it is taken away there."""
+    from lib.backends import Qemu
+    qemu = Qemu(fleet, guest)
+    fleet.vm("db", "backend: sim\ndevices: {stick: {usb: 1-2}}\n").do("start")
+    plain = qemu.spec()
+    vm = qemu.vm(spec=plain + "devices: {x: {usb: 1-2}}\n")
+    with fails(EBUSY):
+        vm.do("start")
+    vm.error("EBUSY", "devices.x", "VM 'db' runs with 1-2")
+    assert vm.state == "stopped" and read(fleet, "usb/1-2", "attached") == "db\n"
+    vm.write("spec.yaml", plain)
+    vm.do("start")
+    with fails(EBUSY):
+        os.symlink(fleet.mnt / ".vmfs/devices/usb/1-2", vm / "devices/x")
+    vm.error("EBUSY", "devices.x", "VM 'db' runs with 1-2")
+    assert vm.spec == plain and os.listdir(vm / "devices") == [] and vm.read("pending") == ""
+    fleet.sh("rm db/devices/stick")
+    with fails(ENOENT):  # what is wrong now is that its node is not there
+        os.symlink(fleet.mnt / ".vmfs/devices/usb/1-2", vm / "devices/x")
+    vm.error("ENOENT", "/dev/bus/usb")
+    vm.do("kill")
+
+
+@pytest.mark.qemu
+def test_what_cannot_be_saved(fleet, host, guest):
+    """A machine with a device of the host neither sleeps nor is taken a snapshot of."""
+    from lib.backends import Qemu
+    qemu = Qemu(fleet, guest)
+    node = Path(host.root, "dev/bus/usb/001/005")
+    node.parent.mkdir(parents=True, exist_ok=True)
+    node.write_text("")
+    vm = qemu.vm(spec=qemu.spec())
+    vm.do("start")
+    os.symlink(fleet.mnt / ".vmfs/devices/usb/1-2", vm / "devices/stick")
+    assert vm.read("pending") == "" and read(fleet, "usb/1-2", "attached") == "web1\n"
+    for act in (lambda: vm.do("sleep"), lambda: (vm / "snapshots/s").mkdir()):
+        with fails(EOPNOTSUPP):
+            act()
+        vm.error("EOPNOTSUPP", "devices.stick", "rm devices/stick")
+        assert vm.state == "running" and os.listdir(vm / "snapshots") == []
+    os.unlink(vm / "devices/stick")
+    vm.do("sleep")
+    assert vm.state == "asleep" and vm.read("error") == ""
+    vm.do("kill")
