@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.util import alive
+from lib.util import alive, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be others")
 
@@ -119,6 +119,22 @@ def test_group(alice):
     refused(fs, BOB, "echo start > web1/state")
     fs.sh(f"setpriv --reuid={BOB} --regid={BOB} --groups={TEAM} sh -c 'echo start > web1/state'")
     assert alice.state == "running"
+
+
+def test_new_owner_has_the_snapshots(alice):
+    """And what it sleeps on: all is theirs, and goes on with their rights."""
+    alice.do("start")
+    alice.sim("remember blue")
+    (alice / "snapshots/s1").mkdir()
+    alice.wait("snapshots")
+    alice.do("sleep")
+    os.chown(alice.dir, BOB, BOB)
+    data = next(alice.fs.state.glob("vms/*/data"))
+    until(lambda: all((p.lstat().st_uid, p.lstat().st_gid) == (BOB, BOB)
+                      for p in [data, *data.rglob("*")]), "all of it is Bob's")
+    assert len({p.parent for p in data.rglob("*")}) == 3  # data itself, and both
+    as_user(alice.fs, BOB, "echo wake > web1/state; echo restore s1 > web1/state")
+    assert alice.state == "running" and alice.read("error") == ""
 
 
 def test_setgid_root(fs):

@@ -27,6 +27,7 @@
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
 
+#define SAVE_DEPTH   1 /* of what is in a VM's data: snapshots, and its sleep */
 #define FORMAT	     "1\n"
 #define TMP	     ".tmp"
 #define MAX_DEPTH    64 /* of directories to be removed that are open at once */
@@ -294,29 +295,56 @@ static int make_vm(const Job *j)
 	return err;
 }
 
-static int chown_data(const Job *j)
+static int chown_dir(int fd, const Job *j, unsigned below);
+
+static int chown_entry(int at, const char *name, const Job *j, unsigned below)
 {
-	g_autofree char *data = g_strconcat(j->path, "/data", NULL);
-	int fd = openat(store.fd, data, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), err = 0;
+	const int fd = openat(at, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	struct stat st;
+	int err = 0;
+
+	if (fd < 0)
+		return 0; /* its owner has taken it away */
+	if (fstat(fd, &st))
+		err = errno;
+	else if (S_ISDIR(st.st_mode) && below)
+		err = chown_dir(open_dir(fd, "."), j, below - 1);
+	/* A hard link to a file of somebody else's must not be given away. */
+	else if ((S_ISDIR(st.st_mode) || st.st_nlink == 1) &&
+		 fchownat(fd, "", j->uid, j->gid, AT_EMPTY_PATH))
+		err = errno;
+	close(fd);
+	return err;
+}
+
+/* The directory fd (which is closed), what is in it, and in directories there. 0 or an errno. */
+static int chown_dir(int fd, const Job *j, unsigned below)
+{
 	DIR *d = fd < 0 ? NULL : fdopendir(fd);
 	struct dirent *e;
+	int err = 0;
 
 	if (!d)
 		return errno;
 	while ((e = readdir(d))) {
-		if (!strcmp(e->d_name, ".."))
-			continue;
-		/* A hard link to a file of somebody else's must not be given away. */
-		struct stat st;
+		const int failed = strcmp(e->d_name, ".") && strcmp(e->d_name, "..")
+					   ? chown_entry(dirfd(d), e->d_name, j, below)
+					   : 0;
 
-		if (fstatat(dirfd(d), e->d_name, &st, AT_SYMLINK_NOFOLLOW) ||
-		    (!S_ISDIR(st.st_mode) && st.st_nlink > 1))
-			continue;
-		if (fchownat(dirfd(d), e->d_name, j->uid, j->gid, AT_SYMLINK_NOFOLLOW))
-			err = errno;
+		err = failed ? failed : err;
 	}
+	/* Last: until then the former owner can go on, if we do not. */
+	if (fchown(dirfd(d), j->uid, j->gid))
+		err = errno;
 	closedir(d);
 	return err;
+}
+
+static int chown_data(const Job *j)
+{
+	g_autofree char *data = g_strconcat(j->path, "/data", NULL);
+
+	return chown_dir(open_dir(store.fd, data), j, SAVE_DEPTH);
 }
 
 /* Remove what a write that was cut off has left beside its file. */
