@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import signal
 import subprocess
 import tarfile
@@ -575,13 +576,18 @@ def test_disks(disk_vm, qemu, fs):
         assert done.returncode == 0
 
 
+def writes(vm):
+    return int(re.search(r"^block\.data\.write_ops (\d+)$", vm.read("stats"), re.M)[1])
+
+
 @pytest.mark.qemu
 def test_guest_that_writes_while_its_disk_is_copied(disk_vm, qemu):
     vm = disk_vm
     put_word(qemu, vm, "blue")
     vm.write("console", "i=0; while true; do i=$((i+1)); echo w$i | dd of=/dev/vda bs=512 seek=100 "
                         "conv=fsync,sync 2>/dev/null; done\n", 0)
-    time.sleep(1)  # it writes
+    before = writes(vm)
+    until(lambda: writes(vm) > before + 5, "it writes")
     take(vm, "s1")
     vm.do("restore s1")
     assert vm.state == "running"
