@@ -52,6 +52,13 @@ typedef struct ExecClass {
 	bool (*adopt)(BackendVm *bv, ExecJob *job, GKeyFile *run, const char *group);
 } ExecClass;
 
+/* A snapshot in the hypervisor's own books. */
+typedef struct BookedSnapshot {
+	char *name;
+	int64_t made;	  /* microseconds since 1970 */
+	char *spec, *xml; /* what it holds, as a spec and in its own words; or NULL */
+} BookedSnapshot;
+
 /* Called once, on the loop; e (borrowed) is NULL when it is done. */
 typedef void (*BackendDone)(void *arg, const GError *e);
 
@@ -122,6 +129,13 @@ typedef struct BackendClass {
 	 * (EV_SPEC), or NULL. OP_REDEFINE takes another such text, a char * (op_arg()).
 	 */
 	const char *(*definition)(const BackendVm *bv);
+	/*
+	 * Its books have the snapshots too: op[OP_SNAPSHOT] takes one there, under snapshot_name(),
+	 * and backend_snapshots() tells of all of them. Drop one; see whether there are others by
+	 * now, that nothing has told of: it is told before fn.
+	 */
+	void (*snapshot_drop)(BackendVm *bv, const char *name, BackendDone fn, void *arg);
+	void (*snapshot_look)(BackendVm *bv, BackendDone fn, void *arg);
 	/* Somebody reads the console. */
 	void (*want_console)(BackendVm *bv);
 	/*
@@ -188,6 +202,8 @@ void backend_console_room(BackendVm *bv);
 void backend_fact(BackendVm *bv, const char *key, const char *value);
 /* What runs is no longer what it was, and nobody ordered that: take `spec` for bv->spec. */
 void backend_spec(BackendVm *bv, Spec *spec);
+/* All snapshots in its books, of BookedSnapshot (borrowed): what is not among them is no more. */
+void backend_snapshots(BackendVm *bv, const GPtrArray *all);
 /* What save() writes has changed and must reach the disk. */
 void backend_changed(BackendVm *bv);
 void backend_pid(BackendVm *bv, pid_t pid);
@@ -249,6 +265,9 @@ void vm_saved_forget(SavedNote **note);
 const char *snapshot_dir(const Snapshot *s);
 const char *snapshot_name(const Snapshot *s);
 unsigned snapshot_number(const Snapshot *s);
+bool vm_has_snapshots(const Vm *vm);
+/* It is in the hypervisor's books, and has no directory. */
+bool snapshot_is_booked(const Snapshot *s);
 /* The machine ran when it was taken. */
 bool snapshot_has_memory(const Snapshot *s);
 

@@ -78,6 +78,7 @@ static bool may_read(Vm *origin, const char *name, const Caller *who)
 static Snapshot *find(const Vm *vm, const char *from, const Caller *who, GError **err)
 {
 	g_auto(GStrv) part = NULL;
+	Snapshot *s;
 	Vm *origin;
 
 	if (!clone_parse(from, &part, err))
@@ -95,7 +96,13 @@ static Snapshot *find(const Vm *vm, const char *from, const Caller *who, GError 
 		(void)err_set(err, EACCES, "user %u may not read %s", who->uid, from);
 		return NULL;
 	}
-	return snapshot_ready(origin, part[1], err);
+	s = snapshot_ready(origin, part[1], err);
+	if (!s || !snapshot_is_booked(s))
+		return s;
+	(void)err_set(err, EOPNOTSUPP,
+		      "%s is in the books of the VM's hypervisor, and no VM can be made of it",
+		      from);
+	return NULL;
 }
 
 /* ---- the document ---- */

@@ -275,7 +275,7 @@ static bool check_order(Vm *vm, const Verb *v, GError **err)
 static bool is_half_started(const Vm *vm, const Verb *v)
 {
 	return vm->home.be && vm->bv && vm->pushed == VM_PAUSED &&
-	       (v->kind == OP_START || v->kind == OP_WAKE);
+	       (v->kind == OP_START || v->kind == OP_WAKE || v->kind == OP_SNAPSHOT);
 }
 
 /*
@@ -298,10 +298,9 @@ static void resume(Vm *vm, Op *op)
 			      "'%s' was under way each of the %u times that vmfs crashed; it is "
 			      "not tried again",
 			      v->name, op_crashes(op));
-	else if (word && v->kind == OP_RESTORE)
-		op_set_arg(op, snapshot_ready(vm, word, &e));
 	else if (word)
-		e = snapshot_unfinished(word);
+		op_set_arg(op, v->kind == OP_RESTORE ? snapshot_ready(vm, word, &e)
+						     : snapshot_carry_on(vm, word, op, &e));
 	else if (v->after == VM_STATE_MAX)
 		(void)err_set(&e, ECANCELED,
 			      "'%s' was under way when vmfs was restarted; it is not known whether "

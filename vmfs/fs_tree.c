@@ -420,12 +420,45 @@ void fs_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	fuse_reply_err(req, 0);
 }
 
+/* An opendir(3) that waits for a directory's look(). */
+typedef struct Opening {
+	Parked parked;
+	struct fuse_file_info fi;
+	bool over; /* answered, because its caller was hit by a signal */
+} Opening;
+
+static void opening_ended(Parked *parked, int err)
+{
+	fuse_reply_err(fs_unpark(parked), err);
+	((Opening *)parked)->over = true;
+}
+
+static void looked(void *arg, int err)
+{
+	Opening *o = arg;
+
+	(void)err;
+	if (!o->over)
+		fuse_reply_open(fs_unpark(&o->parked), &o->fi);
+	g_free(o);
+}
+
 void fs_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
+	Opening *o;
+	NodeRef dir;
+
 	listing_begun(req, ino, fi);
 	/* Machines come and go through the mount, so the kernel knows when its list is old. */
 	fi->cache_readdir = fi->keep_cache = ino == FUSE_ROOT_ID;
-	fuse_reply_open(req, fi);
+	if (!node_from_ino(ino, &dir) || !dir.node->dir || !dir.node->dir->look) {
+		fuse_reply_open(req, fi);
+		return;
+	}
+	o = g_new0(Opening, 1);
+	o->fi = *fi;
+	fs_park(&o->parked, req, opening_ended);
+	dir.node->dir->look(&dir, looked, o);
 }
 
 void fs_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)

@@ -70,6 +70,13 @@ int snapshot_create(Snapshot *s, const char *name, pid_t maker, SnapshotDone don
 	Create *c;
 	int err;
 
+	if (s->booked)
+		return snapshot_fail(
+			s->vm, "snapshot",
+			err_new(EOPNOTSUPP,
+				"snapshot '%s' is in the books of the VM's hypervisor, where none "
+				"can be imported",
+				s->name));
 	if (s->state == SNAPSHOT_IMPORTING || s->state == SNAPSHOT_DAMAGED) {
 		err = create_file(s, name);
 		if (!err)

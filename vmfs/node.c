@@ -109,7 +109,9 @@ bool node_lookup(const NodeRef *dir, const char *name, NodeRef *ret)
 		if (strcmp(row->name, name))
 			continue;
 		*ret = (NodeRef){ .node = row, .vm = dir->vm, .sub = dir->sub };
-		return is_present(ret);
+		if (is_present(ret))
+			return true;
+		break;
 	}
 	n = d->find ? d->find(dir, name) : 0;
 	if (!n)

@@ -124,6 +124,9 @@ struct Dir {
 	 * (copied into name). 0: no more. */
 	uint32_t (*next)(const NodeRef *dir, uint32_t after, char name[256]);
 	uint32_t (*find)(const NodeRef *dir, const char *name); /* 0: none */
+	/* Of objects that may have changed without a word: look, and call done once, within a
+	 * second. It is listed after that. NULL: it is known. */
+	void (*look)(const NodeRef *dir, NodeDone done, void *arg);
 
 	/*
 	 * What its users do to the objects; NULL: EPERM. An errno that is known at once is

@@ -46,6 +46,11 @@ static uint32_t find_snapshot(const NodeRef *dir, const char *name)
 	return s ? snapshot_number(s) << FILE_BITS : 0;
 }
 
+static void look(const NodeRef *dir, NodeDone done, void *arg)
+{
+	snapshot_look(dir->vm, done, arg);
+}
+
 static int make_snapshot(const NodeRef *dir, const char *name, mode_t mode, const Caller *who,
 			 NodeDone done, void *arg)
 {
@@ -65,6 +70,32 @@ static void show_state(const NodeRef *r, GString *out)
 
 	if (s)
 		g_string_append_printf(out, "%s\n", snapshot_state_name(snapshot_state(s)));
+}
+
+static bool have_spec(const NodeRef *r)
+{
+	const Snapshot *s = snapshot_of(r);
+
+	return s && snapshot_spec(s);
+}
+
+static void show_spec(const NodeRef *r, GString *out)
+{
+	if (have_spec(r))
+		g_string_append(out, snapshot_spec(snapshot_of(r)));
+}
+
+static bool have_xml(const NodeRef *r)
+{
+	const Snapshot *s = snapshot_of(r);
+
+	return s && snapshot_xml(s);
+}
+
+static void show_xml(const NodeRef *r, GString *out)
+{
+	if (have_xml(r))
+		g_string_append(out, snapshot_xml(snapshot_of(r)));
 }
 
 /* ---- the files of one ---- */
@@ -130,6 +161,10 @@ static void edited(const NodeRef *r, NodeEdit what, int err)
 static const Node snapshot_rows[] = {
 	{ 163, "state", S_IFREG | 0444, .show = show_state, .hidden = true, .events = EV_SNAPSHOT,
 	  .doc = "taking, ready, importing or damaged; not listed, for it is no part of an export" },
+	{ 77, "spec.yaml", S_IFREG | 0440, .show = show_spec, .present = have_spec, .events = EV_SNAPSHOT,
+	  .doc = "of a snapshot in libvirt's books: the machine as it was, as a spec" },
+	{ 78, "snapshot.xml", S_IFREG | 0440, .show = show_xml, .present = have_xml, .events = EV_SNAPSHOT,
+	  .doc = "of a snapshot in libvirt's books: what virsh snapshot-dumpxml prints, with its time and its parent" },
 	{ 0 },
 };
 
@@ -148,13 +183,14 @@ static const Dir snapshot_dir_of_one = {
 
 static const Node snapshot_row = {
 	162, "SNAPSHOT", S_IFDIR | 0770, .dir = &snapshot_dir_of_one, .present = have_snapshot,
-	.doc = "a snapshot: mkdir takes it, rmdir drops it; tar -c exports it, tar -x imports one; `from: VM/snapshots/NAME` in the spec of a new VM makes that a clone of it",
+	.doc = "a snapshot: mkdir takes it, rmdir drops it; tar -c exports it, tar -x imports one; `from: VM/snapshots/NAME` in the spec of a new VM makes that a clone of it; of libvirt's VMs: libvirt's own",
 };
 
 const Dir snapshots_dir = {
 	.child = &snapshot_row,
 	.next = next_snapshot,
 	.find = find_snapshot,
+	.look = look,
 	.make = make_snapshot,
 	.drop = drop_snapshot,
 };

@@ -69,6 +69,16 @@ unsigned snapshot_number(const Snapshot *s)
 	return s->number;
 }
 
+bool vm_has_snapshots(const Vm *vm)
+{
+	return vm->snapshots && vm->snapshots->len;
+}
+
+bool snapshot_is_booked(const Snapshot *s)
+{
+	return s->booked;
+}
+
 bool snapshot_has_memory(const Snapshot *s)
 {
 	return s->has_memory;
@@ -154,6 +164,8 @@ static void snapshot_free(Snapshot *s)
 	g_ptr_array_unref(s->creates);
 	g_free(s->name);
 	g_free(s->dir);
+	g_free(s->spec);
+	g_free(s->xml);
 	g_free(s);
 }
 
@@ -191,6 +203,8 @@ static void put_index(Vm *vm, StoreDone fn, void *arg)
 		g_key_file_set_integer(file, one->name, "number", (int)one->number);
 		g_key_file_set_string(file, one->name, "state", state_names[one->next]);
 		g_key_file_set_int64(file, one->name, "made", one->made);
+		if (one->booked)
+			g_key_file_set_boolean(file, one->name, "booked", true);
 	}
 	text = g_key_file_to_data(file, &len, NULL);
 	bytes = g_bytes_new_take(text, len);
@@ -208,6 +222,28 @@ void snapshot_store_state(Snapshot *s, SnapshotState state)
 	s->next = state;
 	*next = (Stored){ vm_ref(s->vm), s->number, state };
 	put_index(s->vm, stored, next);
+}
+
+void snapshot_store_all(Vm *vm)
+{
+	put_index(vm, NULL, NULL);
+}
+
+Snapshot *snapshot_add(Vm *vm, const char *name, SnapshotState state)
+{
+	Snapshot *s;
+
+	if (!vm->snapshots)
+		vm->snapshots = g_ptr_array_new();
+	s = snapshot_new(vm, name, new_number(vm));
+	s->state = s->next = state;
+	return s;
+}
+
+void snapshot_remove(Snapshot *s)
+{
+	g_ptr_array_remove(s->vm->snapshots, s);
+	snapshot_free(s);
 }
 
 void snapshot_set_state(Snapshot *s, SnapshotState state)
@@ -305,14 +341,12 @@ static void drop_templates(const Snapshot *s)
 static void drop_done(void *arg, const Manifest *m, const GError *err)
 {
 	Snapshot *s = arg;
-	Vm *vm = s->vm;
 	SnapshotDone done = s->dropped;
 	void *done_arg = s->dropped_arg;
 
 	s->job = NULL;
 	drop_templates(s);
-	g_ptr_array_remove(vm->snapshots, s);
-	snapshot_free(s);
+	snapshot_remove(s);
 	if (done)
 		done(done_arg, 0);
 }
@@ -375,6 +409,8 @@ int snapshot_drop(Snapshot *s, SnapshotDone done, void *arg)
 				"VM '%s' is made from snapshot '%s', and its disks are "
 				"based on it; remove that VM first",
 				clone_user(s->vm, s->number)->name, s->name));
+	if (s->booked)
+		return booked_drop(s, done, arg);
 	s->dropped = done;
 	s->dropped_arg = arg;
 	snapshot_begin_drop(s);
@@ -420,7 +456,8 @@ static void settle(void *arg)
 	Snapshot *s = arg;
 
 	s->grace = NULL;
-	snapshot_list_files(s);
+	if (!s->booked)
+		snapshot_list_files(s);
 	snapshot_store_state(s, SNAPSHOT_READY);
 }
 
@@ -441,7 +478,7 @@ static void taken(Op *op, void *arg)
 	if (s->import) {
 		vm_set_error(s->vm, NULL, NULL);
 		s->job = savedir_drop(s->dir, import_begin, s);
-	} else if (ok && maker_is_there(s)) {
+	} else if (ok && !s->booked && maker_is_there(s)) {
 		/* A daemon that comes after us need not wait for the maker. */
 		s->grace = timer_start(GRACE_MS, settle, s);
 		snapshot_store_state(s, SNAPSHOT_READY);
@@ -452,11 +489,22 @@ static void taken(Op *op, void *arg)
 	}
 }
 
+bool snapshot_is_name(const char *name)
+{
+	return strlen(name) <= MAX_NAME && savedir_is_name(name);
+}
+
+void snapshot_follow(Snapshot *s, Op *op)
+{
+	s->op = op_ref(op);
+	(void)op_wait(op, false, taken, s);
+}
+
 static int check_new(Vm *vm, const char *name)
 {
 	if (strlen(name) > MAX_NAME)
 		return ENAMETOOLONG;
-	if (!savedir_is_name(name))
+	if (!snapshot_is_name(name))
 		return EINVAL;
 	if (snapshot_find(vm, name))
 		return EEXIST;
@@ -471,6 +519,7 @@ static int check_new(Vm *vm, const char *name)
 int snapshot_take(Vm *vm, const char *name, pid_t maker, SnapshotDone done, void *arg)
 {
 	const int err = check_new(vm, name);
+	const Backend *be = vm_backend_kind(vm, NULL);
 	GError *e = NULL;
 	Snapshot *s;
 	Taking *t;
@@ -482,15 +531,13 @@ int snapshot_take(Vm *vm, const char *name, pid_t maker, SnapshotDone done, void
 	if (vm->full_for && vm->full_for == maker)
 		return ENOSPC;
 	vm->full_for = 0;
-	if (!vm->snapshots)
-		vm->snapshots = g_ptr_array_new();
-	s = snapshot_new(vm, name, new_number(vm));
+	s = snapshot_add(vm, name, SNAPSHOT_TAKING);
 	s->made = vm_now();
 	s->maker = maker;
-	snapshot_set_state(s, SNAPSHOT_TAKING);
+	s->booked = be && be->cls->snapshot_drop;
+	vm_changed(vm, EV_SNAPSHOT);
 	if (!vm_order(vm, OP_SNAPSHOT, s, NULL, &op, &e)) {
-		g_ptr_array_remove(vm->snapshots, s);
-		snapshot_free(s);
+		snapshot_remove(s);
 		vm_changed(vm, EV_SNAPSHOT);
 		return snapshot_fail(vm, "snapshot", e);
 	}
@@ -498,15 +545,15 @@ int snapshot_take(Vm *vm, const char *name, pid_t maker, SnapshotDone done, void
 	snapshot_store_state(s, SNAPSHOT_TAKING);
 	t = g_new0(Taking, 1);
 	*t = (Taking){ .op = op_ref(op), .done = done, .arg = arg };
-	s->op = op_ref(op);
 	if (op_done(op)) {
 		const int code = op_error(op) ? err_code(op_error(op)) : 0;
 
+		s->op = op_ref(op);
 		taken(op, s);
 		taking_answer(t, code);
 		return 0;
 	}
-	(void)op_wait(op, false, taken, s);
+	snapshot_follow(s, op);
 	t->timer = timer_start(TAKE_WAIT_MS, taking_late, t);
 	if (op_accepted(op)) {
 		taking_answer(t, 0);
@@ -580,17 +627,30 @@ GError *snapshot_unfinished(const char *name)
 		       name);
 }
 
+Snapshot *snapshot_carry_on(const Vm *vm, const char *name, Op *op, GError **err)
+{
+	Snapshot *s = snapshot_find(vm, name);
+
+	if (!s || !s->booked || s->state != SNAPSHOT_TAKING) {
+		g_propagate_error(err, snapshot_unfinished(name));
+		return NULL;
+	}
+	snapshot_follow(s, op);
+	return s;
+}
+
 /* False: it was being taken, and is no more. */
 static bool load_one(Vm *vm, GKeyFile *file, const char *name)
 {
 	g_autofree char *word = g_key_file_get_string(file, name, "state", NULL);
 	const int number = g_key_file_get_integer(file, name, "number", NULL);
+	const bool booked = g_key_file_get_boolean(file, name, "booked", NULL);
 	SnapshotState state = SNAPSHOT_TAKING;
 	Snapshot *s;
 
 	while (word && state < SNAPSHOT_DROPPING && strcmp(word, state_names[state]))
 		state++;
-	if (word && state == SNAPSHOT_TAKING) {
+	if (word && state == SNAPSHOT_TAKING && !booked) {
 		g_autoptr(GError) e = snapshot_unfinished(name);
 
 		vm_set_error(vm, "snapshot", e);
@@ -603,6 +663,10 @@ static bool load_one(Vm *vm, GKeyFile *file, const char *name)
 	s = snapshot_new(vm, name, (uint32_t)number);
 	s->state = s->next = state;
 	s->made = g_key_file_get_int64(file, name, "made", NULL);
+	s->booked = booked;
+	/* What has become of it, its hypervisor says. */
+	if (booked)
+		return true;
 	snapshot_list_files(s);
 	/* Its import may have been complete, and not looked at yet. */
 	import_look(s);

@@ -2,7 +2,8 @@
 /*
  * The snapshots of a VM: directories in its data directory (savedir.h), which the backend fills,
  * or which somebody fills through the mount: an import. A snapshot is ready from when its manifest
- * holds; nothing is made of one that is not. Loop thread only.
+ * holds; nothing is made of one that is not. Or, with a backend that keeps them itself, those in
+ * its books. Loop thread only.
  */
 #pragma once
 
@@ -40,6 +41,11 @@ Snapshot *snapshot_after(const Vm *vm, uint32_t number);
 const char *snapshot_file(const Snapshot *s, uint32_t number);
 uint32_t snapshot_find_file(const Snapshot *s, const char *name); /* 0: none */
 uint32_t snapshot_file_after(const Snapshot *s, uint32_t number); /* 0: none */
+/* Of one in the hypervisor's books: what it holds, as a spec and in its words; else NULL. */
+const char *snapshot_spec(const Snapshot *s);
+const char *snapshot_xml(const Snapshot *s);
+/* See whether the books have others by now: before done, if that is answered within a second. */
+void snapshot_look(Vm *vm, SnapshotDone done, void *arg);
 /* A descriptor; -1 and errno. For writing only while it is imported. */
 int snapshot_open(const Snapshot *s, uint32_t file, bool write);
 
@@ -71,4 +77,6 @@ bool snapshot_any_taking(const Vm *vm);
 void snapshot_load(Vm *vm);
 /* That the former daemon was taking one: ECANCELED. */
 GError *snapshot_unfinished(const char *name);
+/* The one that the op of a former daemon takes, if the hypervisor goes on with that by itself. */
+Snapshot *snapshot_carry_on(const Vm *vm, const char *name, Op *op, GError **err);
 void snapshot_free_all(Vm *vm);

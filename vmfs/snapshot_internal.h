@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside of snapshot.c (taken, kept, dropped) and import.c (filled through the mount). */
+/*
+ * Inside of snapshot.c (taken, kept, dropped), import.c (filled through the mount) and booked.c (in
+ * the books of a hypervisor).
+ */
 #pragma once
 
 #include "vmfs/loop.h"
@@ -21,6 +24,8 @@ struct Snapshot {
 	unsigned writers;
 	SaveJob *job;
 	bool has_memory;
+	bool booked;	  /* in the hypervisor's books (booked.c): without a directory */
+	char *spec, *xml; /* of such a one; or NULL */
 	SnapshotDone dropped;
 	void *dropped_arg;
 };
@@ -40,6 +45,19 @@ void snapshot_list_files(Snapshot *s);
 void snapshot_begin_drop(Snapshot *s);
 /* Write the error down; its errno. */
 int snapshot_fail(Vm *vm, const char *verb, GError *take);
+
+/* READY, and it is safe on the disk that it is there; TAKING, until somebody says how that ended.
+ */
+Snapshot *snapshot_add(Vm *vm, const char *name, SnapshotState state);
+void snapshot_remove(Snapshot *s);
+/* Which there are is to be found by a later daemon. */
+void snapshot_store_all(Vm *vm);
+bool snapshot_is_name(const char *name);
+/* The op ends with it, or with nothing. */
+void snapshot_follow(Snapshot *s, Op *op);
+
+/* booked.c */
+int booked_drop(Snapshot *s, SnapshotDone done, void *arg);
 
 /* import.c */
 

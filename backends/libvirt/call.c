@@ -158,6 +158,7 @@ static void finished(void *job)
 	spec_unref(c->spec);
 	spec_unref(c->have);
 	g_free(c->name);
+	g_free(c->snapshot);
 	g_free(c->xml);
 	g_free(c->dir);
 	if (c->list)

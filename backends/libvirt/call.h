@@ -29,6 +29,7 @@ struct LvCall {
 	bool slow;	  /* in the threads for that */
 	bool guest;	  /* waits for the guest's agent: in the threads for that, one a VM */
 	char *name;
+	char *snapshot;
 	Spec *spec, *have; /* references of the loop's */
 	unsigned id;
 	char *xml; /* what was defined */
@@ -42,11 +43,14 @@ struct LvCall {
 	int percent;
 	gint unwanted; /* atomic: it is not to be begun any more */
 	virStreamPtr stream;
-	GPtrArray *list; /* of char* */
+	GPtrArray *list; /* of char *, or what its work() finds */
 	GByteArray *bytes;
 	LvState state; /* after it */
 	GError *error;
 };
+
+/* verbs.c, in the pool: the domain is as c->spec says. */
+bool lv_work_define(LvCall *c, GError **err);
 
 /* verbs.c: a call of an op that is one call and perhaps an event. NULL: the op has failed. */
 LvCall *lv_op_begin(LvVm *lv, Op *op, bool (*work)(LvCall *c, GError **err),

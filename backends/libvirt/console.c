@@ -24,6 +24,7 @@ struct LvConsole {
 	gatomicrefcount refs; /* the loop's, libvirt's, and one of each message on its way */
 	virStreamPtr stream;
 	LvVm *lv;    /* the loop's; NULL: dropped */
+	bool ready;  /* the loop's: it is listened to, and can be typed at */
 	gint posted; /* bytes; atomic */
 	GMutex lock;
 	GByteArray *typed; /* under the lock */
@@ -202,6 +203,17 @@ static void job_done(void *arg)
 	console_unref(arg);
 }
 
+static void watched(void *arg)
+{
+	LvConsole *c = arg;
+
+	c->ready = true;
+	/* Who typed meanwhile waits for it. */
+	if (c->lv)
+		backend_console_room(&c->lv->base);
+	console_unref(c);
+}
+
 static void stream_dropped(void *arg)
 {
 	(void)arg;
@@ -231,7 +243,7 @@ void lv_console_begin(LvVm *lv, virStreamPtr stream_take)
 	c->lv = lv;
 	lv->console = c;
 	g_atomic_ref_count_inc(&c->refs);
-	pool_work(lv->host->pool, watch_job, job_done, c);
+	pool_work(lv->host->pool, watch_job, watched, c);
 }
 
 void lv_console_end(LvVm *lv)
@@ -280,13 +292,38 @@ void lv_console_want(LvVm *lv)
 	lv_call_send(c);
 }
 
+static bool work_reconnect(LvCall *c, GError **err)
+{
+	drop_job(c->stream);
+	c->stream = NULL;
+	return work_connect(c, err);
+}
+
+void lv_console_renew(LvVm *lv)
+{
+	LvConsole *old = lv->console;
+	LvCall *c = old ? lv_call_new(lv, work_reconnect, connected, NULL) : NULL;
+
+	if (!c) {
+		lv_console_end(lv);
+		return;
+	}
+	/* One after the other: libvirt refuses a second reader. */
+	c->stream = old->stream;
+	lv->console = NULL;
+	old->lv = NULL;
+	console_unref(old);
+	lv->connecting = true;
+	lv_call_send(c);
+}
+
 size_t lv_console_write(BackendVm *bv, const char *data, size_t len)
 {
 	LvVm *lv = lv_of(bv);
 	LvConsole *c = lv->console;
 	size_t n;
 
-	if (!c) {
+	if (!c || !c->ready) {
 		lv_console_want(lv);
 		return 0; /* until it is there */
 	}

@@ -30,6 +30,7 @@ static void found_free(void *arg)
 
 	g_free(f->name);
 	g_free(f->xml);
+	g_strfreev(f->snapshots);
 	spec_unref(f->spec);
 	spec_unref(f->run);
 	g_free(f);
@@ -171,6 +172,7 @@ static bool look_at(virConnectPtr virt, LvFound *f, GError **err)
 	f->xml = g_strdup(xml);
 	free(xml);
 	f->spec = spec_of(f->xml);
+	f->snapshots = lv_snapshot_names(dom);
 	if (f->state.state == VM_RUNNING || f->state.state == VM_PAUSED ||
 	    f->state.state == VM_ASLEEP)
 		look_at_run(dom, f);
@@ -259,6 +261,7 @@ static void found(LvHost *lh, LvFound *f)
 		lv_defined(lv, g_steal_pointer(&f->xml), g_steal_pointer(&f->spec));
 	if (f->run)
 		lv_runs(lv, f->run, f->agent);
+	lv_snapshots_found(lv, g_steal_pointer(&f->snapshots));
 }
 
 static void looked(void *arg)

@@ -60,8 +60,9 @@ static int on_lifecycle(virConnectPtr virt, virDomainPtr dom, int event, int det
 		return 0;
 	h->name = g_strdup(virDomainGetName(dom));
 	h->state = lv_state_of_event(event, detail);
-	/* Beginning and ending a run may make or end the domain, and what is defined may change. */
-	h->look = event != VIR_DOMAIN_EVENT_SUSPENDED && event != VIR_DOMAIN_EVENT_RESUMED;
+	/* Beginning and ending a run may make or end the domain, and what is defined may change;
+	 * one that goes on may have had a snapshot taken. */
+	h->look = event != VIR_DOMAIN_EVENT_SUSPENDED;
 	loop_post(heard, h);
 	return 0;
 }

@@ -22,6 +22,9 @@ void lv_show(LvVm *lv, LvState s)
 	const VmState before = vm->pushed;
 	const bool ran = before == VM_RUNNING || before == VM_PAUSED || before == VM_STOPPING;
 
+	if (lv_snapshot_hides(lv, s))
+		return;
+
 	if (s.state == VM_STOPPED && lv->ending)
 		s.reason = lv->ending;
 	if (s.state == VM_STOPPED || s.state == VM_CRASHED || s.state == VM_ASLEEP) {
@@ -323,6 +326,7 @@ static void fini(BackendVm *bv)
 	if (lv->host)
 		g_hash_table_remove(lv->host->domains, bv->vm->home.key);
 	g_free(lv->xml);
+	g_strfreev(lv->snapshots);
 	g_ptr_array_unref(lv->calls);
 }
 
@@ -349,6 +353,8 @@ const BackendClass libvirt_class = {
 		[OP_UNMANAGE] = unmanage,
 		[OP_REDEFINE] = lv_redefine,
 		[OP_MIGRATE] = lv_migrate,
+		[OP_SNAPSHOT] = lv_snapshot,
+		[OP_RESTORE] = lv_restore,
 		[OP_APPLY] = lv_apply,
 		[OP_EXEC] = lv_exec_start,
 		[OP_EXEC_SIGNAL] = lv_exec_signal,
@@ -369,6 +375,8 @@ const BackendClass libvirt_class = {
 	.define = lv_define,
 	.rename = lv_rename,
 	.undefine = lv_undefine,
+	.snapshot_drop = lv_snapshot_drop,
+	.snapshot_look = lv_snapshot_look,
 	.host_open = lv_host_open,
 	.host_close = lv_host_close,
 	.host_is_up = lv_host_is_up,

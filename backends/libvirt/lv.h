@@ -77,6 +77,11 @@ typedef struct LvVm {
 	uint32_t from, to;
 	Timer *move_timer;
 
+	/* snapshots.c */
+	OpKind holding;	     /* what a snapshot or a restore does on its way is not shown */
+	unsigned snaps_turn; /* a list that was begun before this was reached may be old */
+	char **snapshots;    /* their names, as told last; NULL: to be told again */
+
 	LvConsole *console; /* NULL: not connected */
 	bool connecting;
 
@@ -179,6 +184,7 @@ typedef struct LvFound {
 	LvState state;
 	char *xml;	  /* as it is defined; NULL: not asked */
 	Spec *spec, *run; /* what that says; what runs says; or NULL */
+	char **snapshots; /* their names, sorted; NULL: not known */
 	bool agent;	  /* it is there */
 	bool known;	  /* false: there is no such domain */
 } LvFound;
@@ -233,6 +239,9 @@ void lv_define(BackendVm *bv, Spec *spec, BackendDone fn, void *arg);
 void lv_rename(BackendVm *bv, const char *name, BackendDone fn, void *arg);
 void lv_undefine(BackendVm *bv, BackendDone fn, void *arg);
 void lv_op_clear(LvVm *lv);
+/* A step, with the LvVm: the files that the VM's own disks are of are made. */
+void lv_prepare_run(Op *op, void *ctx);
+void lv_prepare_cancel(Op *op, void *ctx);
 /* Of the op that lv_op_begin() began (takes the error; NULL: success). */
 void lv_op_end(LvVm *lv, GError *take);
 /* For the op that waits for this: the state has changed; the guest has reset; the agent is there;
@@ -266,6 +275,8 @@ void lv_console_drop(virStreamPtr stream_take);
 void lv_console_end(LvVm *lv);
 /* Connect, if it runs. */
 void lv_console_want(LvVm *lv);
+/* It has another console by now, of the same name: let go of the old one and connect. */
+void lv_console_renew(LvVm *lv);
 size_t lv_console_write(BackendVm *bv, const char *data, size_t len);
 
 /* cloudinit.c */
@@ -297,6 +308,20 @@ void lv_exec_start(BackendVm *bv, Op *op);
 void lv_exec_signal(BackendVm *bv, Op *op);
 /* It may run again: what waited for that goes on. */
 void lv_exec_look(LvVm *lv);
+
+/* snapshots.c */
+void lv_snapshot(BackendVm *bv, Op *op);
+void lv_restore(BackendVm *bv, Op *op);
+void lv_snapshot_drop(BackendVm *bv, const char *name, BackendDone fn, void *arg);
+void lv_snapshot_look(BackendVm *bv, BackendDone fn, void *arg);
+/* In the pool: names, sorted; NULL: not known. Freed with g_strfreev(). */
+char **lv_snapshot_names(virDomainPtr dom);
+/* That there are these (taken; NULL: not known). */
+void lv_snapshots_found(LvVm *lv, char **names_take);
+/* Its host is away: what was under way is not known. */
+void lv_snapshot_away(LvVm *lv);
+/* This state is one on the way, and not to be shown. */
+bool lv_snapshot_hides(const LvVm *lv, LvState s);
 
 /* ask.c */
 void lv_ask_screen(BackendVm *bv, Ask *a);

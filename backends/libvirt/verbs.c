@@ -71,6 +71,7 @@ void lv_op_away(LvVm *lv)
 	else if (op)
 		op_fail(op, err_new(EHOSTDOWN, "its host went away meanwhile"));
 	lv->undoing = false;
+	lv_snapshot_away(lv);
 	if (lv->op)
 		lv_op_end(lv, err_new(EHOSTDOWN, "its host went away meanwhile"));
 }
@@ -332,8 +333,7 @@ static bool write_xml(LvCall *c, GError **err)
 	return ok;
 }
 
-/* The domain is as c->spec says. */
-static bool work_define(LvCall *c, GError **err)
+bool lv_work_define(LvCall *c, GError **err)
 {
 	const bool asks = !c->dom || (c->dir && lv_has_own(c->spec));
 
@@ -371,7 +371,7 @@ static bool boot(LvCall *c, GError **err)
 
 static bool work_start(LvCall *c, GError **err)
 {
-	if (c->spec && (!work_define(c, err) || !lv_own_reach(c, err)))
+	if (c->spec && (!lv_work_define(c, err) || !lv_own_reach(c, err)))
 		return false;
 	if (!boot(c, err))
 		return false;
@@ -468,7 +468,7 @@ static void prepared(void *arg, const GError *err)
 		op_next(op);
 }
 
-static void run_prepare(Op *op, void *ctx)
+void lv_prepare_run(Op *op, void *ctx)
 {
 	LvVm *lv = ctx;
 
@@ -476,7 +476,7 @@ static void run_prepare(Op *op, void *ctx)
 		op_next(op);
 }
 
-static void cancel_prepare(Op *op, void *ctx)
+void lv_prepare_cancel(Op *op, void *ctx)
 {
 	LvVm *lv = ctx;
 
@@ -485,7 +485,7 @@ static void cancel_prepare(Op *op, void *ctx)
 }
 
 static const Step start_steps[] = {
-	{ "preparing", run_prepare, cancel_prepare, NULL },
+	{ "preparing", lv_prepare_run, lv_prepare_cancel, NULL },
 	{ "starting", run_start, cancel_start, undo_start },
 	{ 0 },
 };
@@ -587,7 +587,7 @@ void lv_rename(BackendVm *bv, const char *name, BackendDone fn, void *arg)
 
 static bool work_redefine(LvCall *c, GError **err)
 {
-	return !c->dom || work_define(c, err);
+	return !c->dom || lv_work_define(c, err);
 }
 
 void lv_define(BackendVm *bv, Spec *spec, BackendDone fn, void *arg)

@@ -2,6 +2,7 @@
 """What differs between backends: how to have a VM, and how to make its guest do things."""
 import os
 import signal
+import subprocess
 
 import pytest
 
@@ -13,12 +14,18 @@ class Sim:
     ip = "192.0.2.7"
     after_crash = "signal-9"
     text = "backend: sim\ncpus: 1\nsim: {ip: 192.0.2.7, boot: 50ms}\n"
+    snapshot_files = {"manifest", "memory", "spec.yaml"}
+    booked = False  # snapshots are in the hypervisor's own books
 
     def __init__(self, fs):
         self.fs = fs
 
     def vm(self, name="web1", spec=None):
         return self.fs.vm(name, spec or self.text)
+
+    def savable_vm(self, name="web1"):
+        """A VM of which snapshots can be taken."""
+        return self.vm(name)
 
     def stubborn_vm(self):
         """A VM, started, whose guest ignores the request to stop."""
@@ -73,6 +80,7 @@ class Qemu:
     name = "qemu"
     ip = "10.0.2.15"
     after_crash = "signal-9"
+    snapshot_files, booked = Sim.snapshot_files, Sim.booked
 
     def __init__(self, fs, guest):
         self.fs, self.guest = fs, guest
@@ -89,6 +97,8 @@ class Qemu:
 
     def vm(self, name="web1", spec=None):
         return self.fs.vm(name, spec or self.spec())
+
+    savable_vm = Sim.savable_vm
 
     def stubborn_vm(self):
         vm = self.vm(spec=self.spec("vmfs.noacpi vmfs.noagent"))
@@ -145,6 +155,7 @@ class Qemu:
 class Libvirt(Qemu):
     name = "libvirt"
     after_crash = "vmm-died"
+    snapshot_files, booked = {"spec.yaml", "snapshot.xml"}, True
     STATES = {"running": "running", "paused": "paused", "shut off": "asleep"}
 
     def __init__(self, fs, guest, libvirtd):
@@ -154,11 +165,15 @@ class Libvirt(Qemu):
     def spec(self, *args, **kwargs):
         return super().spec(*args, **kwargs).replace("backend: qemu", "backend: libvirt")
 
+    def savable_vm(self, name="web1"):
+        """Its snapshots are in its disk."""
+        disk = self.fs.base / f"{name}.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "64M"], check=True)
+        return self.vm(name, self.spec(extra=f"disks:\n  data: {{file: {disk}}}\n"))
+
     def settled(self, vm):
         """libvirtd goes on by itself, up to where it would have been told to let the guest run."""
-        until(lambda: "None" in self.libvirtd.virsh("domjobinfo", vm.name, check=False).stdout
-              or "not running" in self.libvirtd.virsh("domjobinfo", vm.name, check=False).stderr,
-              "libvirtd is at rest")
+        self.libvirtd.at_rest(vm.name)
         state = self.STATES[self.libvirtd.virsh("domstate", vm.name).stdout.strip()]
         until(lambda: vm.state == state, f"it is {state}")
         if state == "paused":

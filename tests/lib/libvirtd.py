@@ -134,6 +134,11 @@ class Libvirtd:
         until(lambda: path.exists() and path.read_text(), f"the pid of {name}")
         return int(path.read_text())
 
+    def at_rest(self, name):
+        """Wait until it does nothing to a domain."""
+        until(lambda: "None" in (job := self.virsh("domjobinfo", name, check=False)).stdout
+              or "not running" in job.stderr, "libvirtd is at rest")
+
     def clear(self):
         """Undefine all domains."""
         for name in self.domains():
