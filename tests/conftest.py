@@ -20,6 +20,7 @@ pytest.register_assert_rewrite("lib.crash", "lib.util", "lib.vm", "lib.daemon", 
 
 from lib.backends import BACKENDS, Libvirt, Qemu, Sim
 from lib import faults
+from lib.golden import Golden
 from lib.daemon import BINARY, ROOT, Vmfs
 from lib.libvirtd import Libvirtd, missing, places
 
@@ -155,9 +156,17 @@ def sim(fs):
     return Sim(fs)
 
 
+@pytest.fixture(scope="session")
+def golden():
+    """Where a guest that has booted is kept; one is, as soon as it is needed."""
+    found = Golden()
+    yield found
+    found.close()
+
+
 @pytest.fixture
-def qemu(fs, guest):
-    return Qemu(fs, guest)
+def qemu(fs, guest, golden):
+    return Qemu(fs, guest, golden)
 
 
 @pytest.fixture

@@ -27,8 +27,7 @@ def with_clones(vm, backend):
 def golden(vm, backend, word="blue"):
     """Have that word in its memory, and take the snapshot."""
     with_clones(vm, backend)
-    vm.do("start")
-    backend.booted(vm)
+    backend.up(vm)
     vm.wait("agent", 60)
     backend.remember(vm, word)
     take(vm, "golden")

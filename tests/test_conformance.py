@@ -283,14 +283,20 @@ def test_monitor(up):
 # Commands in the guest
 
 
-@pytest.fixture
-def guest_up(up, backend):
-    """A VM whose guest runs commands, where its backend can have it do so."""
-    if "exec" not in up.fs.host(f"backends/{backend.name}/capabilities").split():
-        assert not (up / "exec").exists()
+def with_exec(vm, backend):
+    if "exec" not in vm.fs.host(f"backends/{backend.name}/capabilities").split():
+        assert not (vm / "exec").exists()
         pytest.skip(f"{backend.name} runs no commands in its guest")
-    up.wait("agent", 60)
-    return up
+    return vm
+
+
+@pytest.fixture
+def guest_up(backend):
+    """A VM whose guest runs commands, where its backend can have it do so."""
+    vm = with_exec(backend.vm(), backend)
+    backend.up(vm)
+    vm.wait("agent", 60)
+    return vm
 
 
 def test_exec(guest_up):
@@ -396,10 +402,12 @@ def test_exec_ends_with_the_run(guest_up):
     assert os.listdir(guest_up / "exec") == []
 
 
-def test_exec_ends_with_a_reset(guest_up, backend):
-    watch = backend.watch(guest_up)
-    job = guest_up.job("sleep 600")
-    guest_up.do("reset")
+def test_exec_ends_with_a_reset(up, backend):
+    with_exec(up, backend)
+    up.wait("agent", 60)
+    watch = backend.watch(up)
+    job = up.job("sleep 600")
+    up.do("reset")
     until(lambda: job.status.startswith("lost "), "the job is lost")
     assert job.out() == b""
     job.dir.rmdir()

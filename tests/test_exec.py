@@ -197,7 +197,7 @@ libvirt_only = pytest.mark.parametrize("backend", [on_libvirt], indirect=True)
 @pytest.fixture
 def guest_vm(backend):
     vm = backend.vm()
-    vm.do("start")
+    backend.up(vm)
     vm.wait("agent", 60)
     return vm
 

@@ -48,8 +48,7 @@ def exports(backend):
 @pytest.fixture
 def up(backend):
     vm = backend.savable_vm()
-    vm.do("start")
-    backend.booted(vm)
+    backend.up(vm)
     backend.remember(vm, "blue")
     return vm
 
@@ -186,7 +185,7 @@ def test_damaged_is_refused_before_anything_is_touched(exports, up, backend, fs,
     take(up, "s1")
     pid = up.read("pid")
     backend.remember(up, "red")
-    path = data(fs, up) / "snap.1"
+    path = next(data(fs, up).glob("snap.*"))
     memory, manifest = path / "memory", path / "manifest"
     good, text = memory.read_bytes(), manifest.read_text()
     if damage == "flip":

@@ -37,6 +37,11 @@ class Sim:
     def booted(self, vm):
         vm.wait("agent")
 
+    def up(self, vm):
+        """Have it run, with a guest that has booted."""
+        vm.do("start")
+        self.booted(vm)
+
     def watch(self, vm):
         """Look on from here; then rebooted() waits for the next boot."""
         return vm.events()
@@ -82,8 +87,8 @@ class Qemu:
     after_crash = "signal-9"
     snapshot_files, booked = Sim.snapshot_files, Sim.booked
 
-    def __init__(self, fs, guest):
-        self.fs, self.guest = fs, guest
+    def __init__(self, fs, guest, golden=None):
+        self.fs, self.guest, self.golden = fs, guest, golden
 
     def spec(self, cmdline="", cpus=1, extra="", accel="tcg", nic="{network: user}"):
         return (f"backend: qemu\naccel: {accel}\ncpus: {cpus}\nmemory: 256MiB\n"
@@ -112,6 +117,16 @@ class Qemu:
         console.expect("GUEST-UP")
         console.expect("guest# ")
         console.close()
+
+    def up(self, vm):
+        """The like of it has booted once, and it goes on from there."""
+        if vm.spec != self.spec():
+            vm.do("start")
+            self.booted(vm)
+            return
+        if not self.golden.tar.exists():
+            self.golden.make(lambda fs: Qemu(fs, self.guest))
+        self.golden.restore(vm)
 
     def watch(self, vm):
         console = vm.follow("console")
@@ -161,6 +176,8 @@ class Libvirt(Qemu):
     def __init__(self, fs, guest, libvirtd):
         super().__init__(fs, guest)
         self.libvirtd = libvirtd
+
+    up = Sim.up
 
     def spec(self, *args, **kwargs):
         return super().spec(*args, **kwargs).replace("backend: qemu", "backend: libvirt")
