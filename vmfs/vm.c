@@ -5,6 +5,7 @@
  */
 #include "vmfs/vm.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -494,11 +495,31 @@ GKeyFile *vm_run_file(Vm *vm)
 	return vm->run;
 }
 
+/* Only plain entries can be in it; the owner could have put a link in its place, so by fd. */
+static bool remove_run_dir(const char *dir)
+{
+	const int fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	DIR *d = fd >= 0 ? fdopendir(fd) : NULL;
+	const struct dirent *entry;
+
+	if (!d) {
+		if (fd >= 0)
+			close(fd);
+		return errno == ENOENT;
+	}
+	while ((entry = readdir(d)))
+		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+			(void)unlinkat(fd, entry->d_name, 0);
+	closedir(d);
+	return !rmdir(dir) || errno == ENOENT;
+}
+
 bool vm_make_run_dir(Vm *vm, GError **err)
 {
 	const char *dir = vm_run_dir(vm);
 
-	vm_remove_run_dir(vm);
+	if (!remove_run_dir(dir))
+		return err_set(err, errno, "cannot empty %s: %s", dir, g_strerror(errno));
 	if (mkdir(dir, 0700) || (geteuid() == 0 && chown(dir, vm->uid, vm->gid)))
 		return err_set(err, errno, "cannot make %s: %s", dir, g_strerror(errno));
 	return true;
@@ -507,21 +528,8 @@ bool vm_make_run_dir(Vm *vm, GError **err)
 void vm_remove_run_dir(Vm *vm)
 {
 	const char *dir = vm_run_dir(vm);
-	GDir *d = g_dir_open(dir, 0, NULL);
-	const char *name;
-	int fd;
 
-	if (!d)
-		return;
-	/* Only plain entries can be in it; the owner could have put a link in its place, so by fd.
-	 */
-	fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	while (fd >= 0 && (name = g_dir_read_name(d)))
-		(void)unlinkat(fd, name, 0);
-	g_dir_close(d);
-	if (fd >= 0)
-		close(fd);
-	if (rmdir(dir) && errno != ENOENT)
+	if (!remove_run_dir(dir))
 		log_warning("cannot remove %s: %s", dir, g_strerror(errno));
 }
 
