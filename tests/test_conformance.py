@@ -290,13 +290,17 @@ def with_exec(vm, backend):
     return vm
 
 
-@pytest.fixture
-def guest_up(backend):
-    """A VM whose guest runs commands, where its backend can have it do so."""
-    vm = with_exec(backend.vm(), backend)
+def with_agent(vm, backend):
+    """The VM, running commands in its guest, where its backend can have it do so."""
+    with_exec(vm, backend)
     backend.up(vm)
     vm.wait("agent", 60)
     return vm
+
+
+@pytest.fixture
+def guest_up(backend):
+    return with_agent(backend.vm(), backend)
 
 
 def test_exec(guest_up):
@@ -442,25 +446,24 @@ def test_exec_and_sleep(guest_up):
         assert job.out() == b"again\n"
 
 
-def test_exec_and_snapshot(guest_up):
+def test_exec_and_snapshot(backend):
     """A snapshot holds no half of a command: what runs is in its way."""
-    if not exists(guest_up / "snapshots"):
-        pytest.skip("its backend takes no snapshots")
-    with guest_up.job("sleep 600") as job:
+    up = with_agent(backend.savable_vm(), backend)
+    with up.job("sleep 600") as job:
         with fails(EBUSY):
-            (guest_up / "snapshots/s1").mkdir()
-        guest_up.error("EBUSY", f"exec/{job.name}", "signal 9")
-        assert os.listdir(guest_up / "snapshots") == []
+            (up / "snapshots/s1").mkdir()
+        up.error("EBUSY", f"exec/{job.name}", "signal 9")
+        assert os.listdir(up / "snapshots") == []
         job.write("status", "signal 9\n")
         job.out()
-    (guest_up / "snapshots/s1").mkdir()
-    guest_up.wait("snapshots", 60)
-    assert guest_up.read("snapshots/s1/state") == "ready\n"
-    with guest_up.job("echo again") as job:
+    (up / "snapshots/s1").mkdir()
+    up.wait("snapshots", 60)
+    assert up.read("snapshots/s1/state") == "ready\n"
+    with up.job("echo again") as job:
         assert job.out() == b"again\n"
-    guest_up.do("restore s1")
-    guest_up.wait("agent", 60)
-    with guest_up.job("echo restored") as job:
+    up.do("restore s1")
+    up.wait("agent", 60)
+    with up.job("echo restored") as job:
         assert job.out() == b"restored\n"
 
 
