@@ -242,6 +242,8 @@ void lv_op_clear(LvVm *lv);
 /* A step, with the LvVm: the files that the VM's own disks are of are made. */
 void lv_prepare_run(Op *op, void *ctx);
 void lv_prepare_cancel(Op *op, void *ctx);
+/* Of what libvirt does not end half-way: goes on once its answer is there. */
+void lv_undo(Op *op, void *ctx);
 /* Of the op that lv_op_begin() began (takes the error; NULL: success). */
 void lv_op_end(LvVm *lv, GError *take);
 /* For the op that waits for this: the state has changed; the guest has reset; the agent is there;

@@ -390,28 +390,20 @@ static void cancel(Op *op, void *ctx)
 		g_atomic_int_set(&((LvCall *)lv->start)->unwanted, 1);
 }
 
-static void undo(Op *op, void *ctx)
-{
-	const LvVm *lv = ctx;
-
-	if (!lv->undoing)
-		op_next(op);
-}
-
 static const Step take_steps[] = {
-	{ "taking", run_take, cancel, undo },
+	{ "taking", run_take, cancel, lv_undo },
 	{ 0 },
 };
 
 /* Of one that has perhaps not been started yet. */
 static const Step take_stopped_steps[] = {
 	{ "preparing", lv_prepare_run, lv_prepare_cancel, NULL },
-	{ "taking", run_take, cancel, undo },
+	{ "taking", run_take, cancel, lv_undo },
 	{ 0 },
 };
 
 static const Step restore_steps[] = {
-	{ "restoring", run_restore, cancel, undo },
+	{ "restoring", run_restore, cancel, lv_undo },
 	{ 0 },
 };
 

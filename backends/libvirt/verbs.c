@@ -450,7 +450,7 @@ static void cancel_start(Op *op, void *ctx)
 	lv->undoing = lv->start != NULL;
 }
 
-static void undo_start(Op *op, void *ctx)
+void lv_undo(Op *op, void *ctx)
 {
 	LvVm *lv = ctx;
 
@@ -486,12 +486,12 @@ void lv_prepare_cancel(Op *op, void *ctx)
 
 static const Step start_steps[] = {
 	{ "preparing", lv_prepare_run, lv_prepare_cancel, NULL },
-	{ "starting", run_start, cancel_start, undo_start },
+	{ "starting", run_start, cancel_start, lv_undo },
 	{ 0 },
 };
 
 static const Step wake_steps[] = {
-	{ "starting", run_start, cancel_start, undo_start },
+	{ "starting", run_start, cancel_start, lv_undo },
 	{ 0 },
 };
 
