@@ -252,6 +252,27 @@ def test_counters_count(qemu, guest):
 
 
 @pytest.mark.qemu
+def test_net_counters(qemu):
+    """What the guest counts, by its agent; an agent that is stuck holds nothing up but these."""
+    vm = qemu.vm()
+    qemu.up(vm)
+    vm.wait("agent")
+    before = stats(vm)
+    console = vm.follow("console")
+    vm.write("console", "ping -c 3 -s 1000 10.0.2.2 >/dev/null; echo sent-$((1 + 1))\n", 0)
+    console.expect("^sent-2")
+    after = stats(vm)
+    for way in "rx", "tx":
+        assert after[f"net.eth0.{way}_packets"] >= before[f"net.eth0.{way}_packets"] + 3
+        assert after[f"net.eth0.{way}_bytes"] >= before[f"net.eth0.{way}_bytes"] + 3000
+        assert after[f"net.eth0.{way}_errors"] == after[f"net.eth0.{way}_drops"] == 0
+    vm.write("console", "killall -STOP qemu-ga; echo stuck-$((1 + 1))\n", 0)
+    console.expect("^stuck-2")
+    found = until(lambda: "net.eth0.rx_bytes" not in (now := stats(vm)) and now, "a stuck agent")
+    assert found["cpu.time_us"] > 0
+
+
+@pytest.mark.qemu
 def test_vnc(fs, qemu):
     """At a socket that only the owner reaches, or at a free port; told again after a restart."""
     one = qemu.vm("one", display_spec(qemu, "vnc: unix"))

@@ -288,6 +288,11 @@ bool agent_is_open(const Agent *a)
 	return a->open;
 }
 
+bool agent_is_up(const Agent *a)
+{
+	return a->up;
+}
+
 void agent_request(Agent *a, const char *command, json_t *args, bool mute, uint64_t timeout_ms,
 		   AgentFn fn, void *arg)
 {

@@ -21,6 +21,8 @@ void agent_free(Agent *a);
 void agent_port(Agent *a, bool open);
 /* The port is open: somebody may answer. */
 bool agent_is_open(const Agent *a);
+/* It answered when it was asked last. */
+bool agent_is_up(const Agent *a);
 
 /* `result` (NULL with err set; may also be NULL when nothing is answered on success) and err are
  * borrowed. */

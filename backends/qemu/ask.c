@@ -20,6 +20,7 @@
 #define NS_OF_US     1000
 #define HOLD_MS	     20	     /* that a key is down: enough for a guest, and quick */
 #define DISK_PREFIX  "disk-" /* of a disk's id in argv.c */
+#define AGENT_MS     1000    /* for a part of an answer: the rest does not wait for longer */
 
 typedef struct Question Question;
 typedef struct Picture Picture;
@@ -28,7 +29,8 @@ struct Question {
 	QemuVm *q;
 	Ask *ask;
 	QmpSlot *slots[MAX_COMMANDS]; /* under way */
-	GString *out;		      /* of ASK_STATS */
+	GString *out, *net;	      /* of ASK_STATS */
+	Timer *agent_timer;	      /* the agent is asked as well */
 	Picture *picture;	      /* being read in the pool */
 };
 
@@ -59,10 +61,16 @@ struct Picture {
 	GError *error;
 };
 
+static void nics_answered(void *arg, const json_t *result, const GError *err);
+
 /* The answer or, NULL, err: both are taken. */
 static void question_end(Question *n, GBytes *answer, GError *err)
 {
 	Ask *a = n->ask;
+
+	if (n->agent_timer)
+		agent_cancel(n->q->agent, nics_answered, n);
+	timer_stop(&n->agent_timer);
 
 	g_queue_remove(&n->q->questions, n);
 	for (size_t i = 0; i < MAX_COMMANDS; i++)
@@ -71,6 +79,8 @@ static void question_end(Question *n, GBytes *answer, GError *err)
 		n->picture->question = NULL;
 	if (n->out)
 		g_string_free(n->out, TRUE);
+	if (n->net)
+		g_string_free(n->net, TRUE);
 	g_free(n);
 	if (err)
 		ask_fail(a, err);
@@ -169,9 +179,9 @@ void qemu_ask_screen(BackendVm *bv, Ask *a)
 
 /* ---- stats ---- */
 
-static void add_counter(Question *n, const char *key, uint64_t value)
+static void add_line(GString *out, const char *key, uint64_t value)
 {
-	g_string_append_printf(n->out, "%s %" G_GUINT64_FORMAT "\n", key, value);
+	g_string_append_printf(out, "%s %" G_GUINT64_FORMAT "\n", key, value);
 }
 
 /* The numbers that a file of /proc begins with; how many there were. */
@@ -204,17 +214,17 @@ static void add_cpus(Question *n, const json_t *cpus)
 	const size_t count = MIN(json_array_size(cpus), n->q->base.spec->cpus);
 	uint64_t each, all = 0;
 
-	add_counter(n, "cpu.count", count);
+	add_line(n->out, "cpu.count", count);
 	for (size_t i = 0; i < count; i++) {
 		const json_t *tid = json_object_get(json_array_get(cpus, i), "thread-id");
 		g_autofree char *key = g_strdup_printf("cpu.%zu.time_us", i);
 
 		if (!json_is_integer(tid) || !thread_time(n->q, json_integer_value(tid), &each))
 			continue;
-		add_counter(n, key, each);
+		add_line(n->out, key, each);
 		all += each;
 	}
-	add_counter(n, "cpu.time_us", all);
+	add_line(n->out, "cpu.time_us", all);
 }
 
 static void add_memory(Question *n)
@@ -222,10 +232,10 @@ static void add_memory(Question *n)
 	char path[64];
 	unsigned long long pages[2];
 
-	add_counter(n, "memory.max", n->q->base.spec->memory);
+	add_line(n->out, "memory.max", n->q->base.spec->memory);
 	g_snprintf(path, sizeof path, "/proc/%d/statm", (int)proc_pid(n->q->proc));
 	if (read_numbers(path, pages) == 2)
-		add_counter(n, "memory.rss", pages[1] * (uint64_t)sysconf(_SC_PAGESIZE));
+		add_line(n->out, "memory.rss", pages[1] * (uint64_t)sysconf(_SC_PAGESIZE));
 }
 
 static void cpus_answered(void *arg, const json_t *result, const GError *err)
@@ -247,7 +257,7 @@ static void balloon_answered(void *arg, const json_t *result, const GError *err)
 
 	n->slots[1] = NULL;
 	if (json_is_integer(actual))
-		add_counter(n, "memory.balloon", (uint64_t)json_integer_value(actual));
+		add_line(n->out, "memory.balloon", (uint64_t)json_integer_value(actual));
 }
 
 /* The spec's name of the disk behind a device: its id, as a path of QEMU's objects. */
@@ -275,8 +285,17 @@ static void add_disk(Question *n, const char *name, const json_t *stats)
 						       name, rows[i].key);
 
 		if (json_is_integer(v))
-			add_counter(n, key, (uint64_t)json_integer_value(v));
+			add_line(n->out, key, (uint64_t)json_integer_value(v));
 	}
+}
+
+/* Its last part is there: the monitor's, or the agent's. */
+static void end_stats(Question *n)
+{
+	if (n->slots[2] || n->agent_timer)
+		return;
+	g_string_append_len(n->out, n->net->str, (gssize)n->net->len);
+	question_end(n, g_string_free_to_bytes(g_steal_pointer(&n->out)), NULL);
 }
 
 static void blocks_answered(void *arg, const json_t *result, const GError *err)
@@ -297,10 +316,56 @@ static void blocks_answered(void *arg, const json_t *result, const GError *err)
 		if (name)
 			add_disk(n, name, json_object_get(device, "stats"));
 	}
-	question_end(n, g_string_free_to_bytes(g_steal_pointer(&n->out)), NULL);
+	end_stats(n);
 }
 
-/* QEMU answers in order: the last completes it. Of the user network it counts nothing. */
+static void add_nic(Question *n, const char *name, const json_t *counters)
+{
+	static const struct {
+		const char *member, *key;
+	} rows[] = {
+		{ "rx-bytes", "rx_bytes" }, { "rx-packets", "rx_packets" },
+		{ "rx-errs", "rx_errors" }, { "rx-dropped", "rx_drops" },
+		{ "tx-bytes", "tx_bytes" }, { "tx-packets", "tx_packets" },
+		{ "tx-errs", "tx_errors" }, { "tx-dropped", "tx_drops" },
+	};
+
+	for (size_t i = 0; i < G_N_ELEMENTS(rows); i++) {
+		const json_t *v = json_object_get(counters, rows[i].member);
+		g_autofree char *key = g_strdup_printf("net.%s.%s", name, rows[i].key);
+
+		if (json_is_integer(v) && json_integer_value(v) >= 0)
+			add_line(n->net, key, (uint64_t)json_integer_value(v));
+	}
+}
+
+static void nics_answered(void *arg, const json_t *result, const GError *err)
+{
+	Question *n = arg;
+	const GPtrArray *nics = n->q->base.spec->nics;
+
+	timer_stop(&n->agent_timer);
+	for (guint i = 0; !err && i < nics->len; i++) {
+		const SpecNic *nic = nics->pdata[i];
+		g_autofree char *mac = qemu_nic_mac(n->q, nic);
+		const json_t *found = qemu_agent_nic(result, mac);
+
+		add_nic(n, nic->name, json_object_get(found, "statistics"));
+	}
+	end_stats(n);
+}
+
+static void agent_late(void *arg)
+{
+	Question *n = arg;
+
+	n->agent_timer = NULL;
+	agent_cancel(n->q->agent, nics_answered, n);
+	end_stats(n);
+}
+
+/* QEMU answers in order: the last completes its part. Of the user network it counts nothing, so
+ * what the guest counts is told. */
 void qemu_ask_stats(BackendVm *bv, Ask *a)
 {
 	Question *n = question_new(bv, a);
@@ -310,9 +375,15 @@ void qemu_ask_stats(BackendVm *bv, Ask *a)
 		return;
 	qmp = n->q->qmp;
 	n->out = g_string_new(NULL);
+	n->net = g_string_new(NULL);
 	n->slots[0] = qmp_execute(qmp, "query-cpus-fast", NULL, cpus_answered, n);
 	n->slots[1] = qmp_execute(qmp, "query-balloon", NULL, balloon_answered, n);
 	n->slots[2] = qmp_execute(qmp, "query-blockstats", NULL, blocks_answered, n);
+	if (!n->q->agent || !agent_is_up(n->q->agent) || n->q->paused)
+		return;
+	n->agent_timer = timer_start(AGENT_MS, agent_late, n);
+	agent_request(n->q->agent, "guest-network-get-interfaces", NULL, false, AGENT_MS,
+		      nics_answered, n);
 }
 
 /* ---- monitor ---- */

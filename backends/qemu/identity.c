@@ -13,8 +13,7 @@
 #define TIMEOUT_MS 5000
 #define FACT	   "identity"
 
-/* The address that a nic is to have; owned by the caller. */
-static char *own_mac(const QemuVm *q, const SpecNic *n)
+char *qemu_nic_mac(const QemuVm *q, const SpecNic *n)
 {
 	g_autofree char *number = g_strconcat(QEMU_MAC_ID, n->name, NULL);
 	const int index = q->slots ? qemu_slot(q->slots, number) : -1;
@@ -90,7 +89,8 @@ static void filters_answered(void *arg, const json_t *result, const GError *err)
 	q->identity_slot = NULL;
 	for (guint i = 0; i < spec->nics->len; i++) {
 		const SpecNic *n = spec->nics->pdata[i];
-		g_autofree char *have = err ? NULL : present_mac(result, n), *want = own_mac(q, n);
+		g_autofree char *have = err ? NULL : present_mac(result, n),
+				*want = qemu_nic_mac(q, n);
 
 		if (have && g_ascii_strcasecmp(have, want))
 			add_nic(script, have, want);

@@ -32,6 +32,26 @@ static bool is_ours(const char *mac, const Spec *spec, unsigned id)
 	return false;
 }
 
+static const char *nic_mac(const json_t *nic)
+{
+	return json_string_value(json_object_get(nic, "hardware-address"));
+}
+
+const json_t *qemu_agent_nic(const json_t *interfaces, const char *mac)
+{
+	json_t *nic;
+	size_t i;
+
+	json_array_foreach(interfaces, i, nic)
+	{
+		const char *its = nic_mac(nic);
+
+		if (its && !g_ascii_strcasecmp(its, mac))
+			return nic;
+	}
+	return NULL;
+}
+
 GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned id)
 {
 	GPtrArray *ips = g_ptr_array_new_with_free_func(g_free);
@@ -40,7 +60,7 @@ GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned i
 
 	json_array_foreach(interfaces, i, nic)
 	{
-		const char *mac = json_string_value(json_object_get(nic, "hardware-address"));
+		const char *mac = nic_mac(nic);
 		if (!mac || !is_ours(mac, spec, id))
 			continue;
 		json_array_foreach(json_object_get(nic, "ip-addresses"), j, addr)

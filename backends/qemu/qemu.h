@@ -323,6 +323,8 @@ void qemu_report_vnc(QemuVm *q);
 void qemu_want_cloud_init(BackendVm *bv);
 
 /* identity.c */
+/* The address that a nic is to have; owned by the caller. */
+char *qemu_nic_mac(const QemuVm *q, const SpecNic *n);
 /* It runs, as a copy of another one. */
 void qemu_identity_begin(QemuVm *q);
 /* The agent has come up. */
@@ -344,6 +346,8 @@ unsigned qemu_usernet_port(const char *usernet, const SpecNic *nic, const SpecPo
 GPtrArray *qemu_usernet_ips(const char *usernet, const Spec *spec);
 /* The addresses (char *) in the answer to guest-network-get-interfaces, best first. */
 GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned id);
+/* The interface in it that has this address; borrowed; NULL: none has. */
+const json_t *qemu_agent_nic(const json_t *interfaces, const char *mac);
 
 /*
  * disk.c: see whether the disks of a spec can be used, and make the files that are missing, and
