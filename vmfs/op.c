@@ -174,16 +174,25 @@ void op_limit_deadlines(uint64_t ms)
 	deadline_limit_ms = ms;
 }
 
-void op_start(Op *op, void (*run)(void *bv, Op *op), void *bv, void (*ended)(Op *op))
+static void set_deadline(Op *op, uint64_t ms)
 {
-	uint64_t ms = op->verb->deadline_ms;
-
 	if (deadline_limit_ms && ms > deadline_limit_ms)
 		ms = deadline_limit_ms;
+	timer_stop(&op->deadline);
+	op->deadline = timer_start(ms + op->seconds_ms, deadline_expired, op);
+}
+
+void op_start(Op *op, void (*run)(void *bv, Op *op), void *bv, void (*ended)(Op *op))
+{
 	op->phase = RUNNING;
 	op->ended = ended;
-	op->deadline = timer_start(ms + op->seconds_ms, deadline_expired, op);
+	set_deadline(op, op->verb->deadline_ms);
 	run(bv, op);
+}
+
+void op_has_time_of(Op *op, OpKind kind)
+{
+	set_deadline(op, verb_of(kind)->deadline_ms);
 }
 
 void op_steps(Op *op, const Step *steps, void *ctx, GDestroyNotify free_ctx)

@@ -93,6 +93,8 @@ void op_fail(Op *op, GError *take);
  */
 void op_accept(Op *op);
 void op_progress(Op *op, unsigned percent);
+/* It turns out to have as much to do as one of that kind: it has its time, from now on. */
+void op_has_time_of(Op *op, OpKind kind);
 
 Vm *op_vm(const Op *op);
 uint32_t vm_serial(const Vm *vm);

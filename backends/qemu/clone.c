@@ -93,6 +93,9 @@ static void release(QemuClone *c)
 
 static void claim_run(Op *op, void *ctx)
 {
+	/* All of a guest's memory may have to be read and written. */
+	if (access(clone_of(ctx)->template, F_OK))
+		op_has_time_of(op, OP_WAKE);
 	claim(ctx);
 }
 
