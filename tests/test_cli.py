@@ -89,6 +89,25 @@ def test_background(box):
     until(lambda: vm.state == "running", "the VM is found again")
 
 
+def test_relative_paths(box):
+    """They are the caller's, who may well stand elsewhere than the daemon."""
+    (box.base / "hosts").write_text("test test:///default\n")
+    relative = [os.path.relpath(path, box.base) for path in (box.state, box.run, box.mnt)]
+    state, run, mnt = relative
+    done = subprocess.run([BINARY, f"--state-dir={state}", f"--runtime-dir={run}",
+                           "-o", "hosts=hosts", mnt], cwd=box.base, capture_output=True,
+                          text=True, timeout=PATIENCE, env=box.environ())
+    assert done.returncode == 0, done.stderr
+    pids = processes(f"--state-dir={state}")
+    assert pids and str(box.mnt) in mounts()
+    box.vm("web1", "backend: sim\n").do("start")
+    assert list(box.state.iterdir()) and "test" in os.listdir(box.mnt / ".vmfs/hosts")
+    util.unmount(box.mnt)
+    until(lambda: not set(pids) & set(processes(f"--state-dir={state}")), "the daemon has ended")
+    box.start()
+    until(lambda: box.vm("web1").state == "running", "the VM is found again")
+
+
 def test_background_says_what_is_wrong(box):
     box.start()
     other = box.base / "other"

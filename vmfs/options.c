@@ -221,7 +221,9 @@ bool options_parse(int argc, char **argv, Options *ret)
 			ok = false;
 		}
 		if (ok)
-			raw.o.mountpoint = g_strdup(raw.words[raw.n_words - 1]);
+			raw.o.mountpoint = absolute(strdup(raw.words[raw.n_words - 1]));
+		if (raw.o.hosts_file)
+			raw.o.hosts_file = absolute(raw.o.hosts_file);
 		raw.o.foreground |= raw.o.debug;
 	}
 	g_free(raw.words[0]);
