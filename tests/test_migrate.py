@@ -45,7 +45,7 @@ def running(node):
 
 def test_made_elsewhere_and_moved_live(fs, nodes, guest):
     """What runs in it goes on, its directory stays the same, and it runs at one place only."""
-    vm = fs.vm("web", spec(guest))
+    vm = fs.vm("web", spec(guest) + "nics: {eth0: {ports: ['0:22']}}\n")
     node = dict(line.split(" ", 1) for line in fs.host("hosts/node1/node").splitlines())
     assert 0 < int(node["free"]) <= int(node["memory"])
     assert vm.read("host") == "node1\n"
@@ -65,6 +65,9 @@ def test_made_elsewhere_and_moved_live(fs, nodes, guest):
     events.expect(" web host node2$")
     until(lambda: vm.status["reason"] == "migrated", "node2 has been looked at")
     assert run(vm, console, "echo $((i + 1))") == "42"
+    until(lambda: "port.eth0.22" in vm.status, "its forward is made there")
+    port = vm.status["port.eth0.22"].split(":")[1]
+    nodes[1].within("bash", "-c", f"head -c4 < /dev/tcp/127.0.0.1/{port} | grep -q SSH-")
     stdin.write(b"there\n")
     stdin.close()
     assert job.out() == b"here there\n" and job.status == "exit 3"

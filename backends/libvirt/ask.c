@@ -298,23 +298,28 @@ void lv_ask_keys(BackendVm *bv, Ask *a)
 
 /* ---- the monitor ---- */
 
-static bool work_monitor(LvCall *c, GError **err)
+char *lv_hmp(virDomainPtr dom, const char *line, GError **err)
 {
 	g_auto(GStrv) lines = NULL;
-	g_autofree char *text = NULL;
 	char *out = NULL;
 
-	if (virDomainQemuMonitorCommand(c->dom, c->name, &out,
-					VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)) {
+	if (virDomainQemuMonitorCommand(dom, line, &out, VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)) {
 		lv_error(err, "libvirt has no way to the monitor");
-		return false;
+		return NULL;
 	}
 	/* It ends its lines as a terminal wants them. */
 	lines = g_strsplit(out, "\r\n", -1);
-	text = g_strjoinv("\n", lines);
-	say(c, text);
 	free(out);
-	return true;
+	return g_strjoinv("\n", lines);
+}
+
+static bool work_monitor(LvCall *c, GError **err)
+{
+	g_autofree char *text = lv_hmp(c->dom, c->name, err);
+
+	if (text)
+		say(c, text);
+	return text;
 }
 
 void lv_ask_monitor(BackendVm *bv, Ask *a)

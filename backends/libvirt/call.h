@@ -38,6 +38,7 @@ struct LvCall {
 	gid_t gid;
 	LvCaps caps; /* of the host: as far as known, then as learnt */
 	bool console, resume;
+	bool ports;	     /* there are forwards to be made */
 	bool again;	     /* it may have been done, for a daemon that has died since */
 	virConnectPtr other; /* a reference: of the host that it is moved to */
 	int percent;
@@ -64,6 +65,19 @@ void lv_call_send(LvCall *c);
 bool lv_call_alive(const LvCall *c);
 /* Nothing more is to come of the calls of this VM, which goes. */
 void lv_call_forget(LvVm *lv);
+
+/* ask.c, in the pool: what QEMU's monitor for people says to a line; or NULL. */
+char *lv_hmp(virDomainPtr dom, const char *line, GError **err);
+
+/* ports.c, in the pool: */
+
+/* Of a domain that runs: the forwards that its definition has are there. c->list is what is. */
+bool lv_ports_work(LvCall *c, GError **err);
+/* Those of the nic that "nics.eth0" or "nics.eth0.ports" names become as in c->spec; all or none.
+ */
+bool lv_ports_change(LvCall *c, const char *key, GError **err);
+/* On the loop: tell what is there, if c found out. */
+void lv_ports_report(const LvCall *c);
 
 /* own.c, in the pool: */
 bool lv_learn_caps(LvCall *c, GError **err);

@@ -14,6 +14,7 @@ static void forget_run(LvVm *lv)
 	lv_ip_stop(lv);
 	lv_console_end(lv);
 	lv_cloud_init_reset(lv);
+	lv->ports_failed = false;
 }
 
 void lv_show(LvVm *lv, LvState s)
@@ -178,6 +179,7 @@ void lv_runs(LvVm *lv, Spec *spec, bool agent)
 	backend_spec(&lv->base, spec);
 	if (vm->pushed == VM_ASLEEP)
 		return;
+	lv_ports_look(lv);
 	if (agent && !vm->agent)
 		lv_agent(lv, true);
 	else if (!vm->ips)
@@ -230,9 +232,9 @@ static bool check(Backend *be, const Spec *spec, GError **err)
 	for (unsigned i = 0; i < spec->nics->len; i++) {
 		const SpecNic *n = spec->nics->pdata[i];
 
-		if (n->ports->len)
+		if (n->ports->len && strcmp(n->network, "user") != 0)
 			return err_set(err, EOPNOTSUPP,
-				       "nics.%s.ports: backend 'libvirt' cannot forward ports",
+				       "nics.%s.ports: ports are forwarded by `network: user` only",
 				       n->name);
 	}
 	if (host && lv_has_own(spec) && !lv_host_is_here(host))

@@ -88,6 +88,8 @@ typedef struct LvVm {
 	CloudInit cloud_init;
 	void *cloud_init_call; /* the LvCall that looks; NULL: none does */
 
+	bool ports_failed; /* ports.c: and that was told */
+
 	/* ip.c: the series of questions. */
 	Timer *ip_timer;
 	unsigned ip_try;
@@ -268,6 +270,14 @@ bool lv_own_prepare(LvVm *lv, const Spec *spec, const char *key, PrepareFn done,
 /* plug.c */
 void lv_apply(BackendVm *bv, Op *op);
 bool lv_can_apply(const BackendVm *bv, const Spec *want, const char *key);
+
+/* ports.c */
+/* It runs: what is to be forwarded to it is, whoever started it. */
+void lv_ports_look(LvVm *lv);
+/* It is not known any more what is. */
+void lv_ports_forget(LvVm *lv);
+/* The nic of a key like "nics.eth0.ports"; NULL: it is none of these, or there is no such nic. */
+const SpecNic *lv_ports_nic(const Spec *spec, const char *key);
 
 /* console.c */
 /* In the pool: NULL when it has no console, or another reader has it. */

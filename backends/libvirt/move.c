@@ -42,6 +42,7 @@ static void go(LvVm *lv, LvHost *to)
 
 	lv_console_end(lv);
 	lv_ip_stop(lv);
+	lv_ports_forget(lv);
 	g_hash_table_remove(lv->host->domains, vm->home.key);
 	lv->host = to;
 	g_free(vm->home.host);

@@ -48,10 +48,13 @@ static bool work_plug(LvCall *c, GError **err)
 	device = lv_xml_device(xml, c->spec, c->name, c->id, c->dir ? &own : NULL, err);
 	if (!device || (is_own && (!lv_own_reach(c, err) || !write_own(c, &own, err))))
 		return false;
-	if (virDomainAttachDeviceFlags(c->dom, device, VIR_DOMAIN_AFFECT_LIVE) >= 0)
-		return true;
-	lv_error(err, "libvirt cannot plug it in");
-	return false;
+	if (virDomainAttachDeviceFlags(c->dom, device, VIR_DOMAIN_AFFECT_LIVE) < 0) {
+		lv_error(err, "libvirt cannot plug it in");
+		return false;
+	}
+	/* If not, it stays, and they are pending: the guest would be asked to let go of it first.
+	 */
+	return lv_ports_change(c, c->name, err);
 }
 
 static bool work_unplug(LvCall *c, GError **err)
@@ -73,26 +76,43 @@ static bool work_unplug(LvCall *c, GError **err)
 	after = live_xml(c, err);
 	if (!after)
 		return false;
-	return !lv_xml_has_device(after, c->name) ||
-	       err_set(err, ETIMEDOUT, "%s: the guest does not let go of it", c->name);
+	if (lv_xml_has_device(after, c->name))
+		return err_set(err, ETIMEDOUT, "%s: the guest does not let go of it", c->name);
+	return lv_ports_change(c, c->name, err);
+}
+
+static bool work_ports(LvCall *c, GError **err)
+{
+	return lv_ports_change(c, c->name, err);
 }
 
 static void applied(LvCall *c)
 {
+	lv_ports_report(c);
 	if (c->op)
 		lv_op_end(c->lv, g_steal_pointer(&c->error));
+}
+
+static bool is_of_ports(const char *key)
+{
+	return g_str_has_prefix(key, "nics.") && g_str_has_suffix(key, ".ports");
 }
 
 static void apply(LvVm *lv, Op *op)
 {
 	const SpecChange *change = op_arg(op);
 	const bool wanted = spec_named(change->want, change->key) != NULL;
-	LvCall *c = lv_op_begin(lv, op, wanted ? work_plug : work_unplug, applied);
+	LvCall *c = lv_op_begin(lv, op,
+				is_of_ports(change->key) ? work_ports
+				: wanted		 ? work_plug
+							 : work_unplug,
+				applied);
 
 	if (!c)
 		return;
 	c->name = g_strdup(change->key);
 	c->spec = spec_ref(change->want);
+	c->have = spec_ref(lv->base.spec);
 	c->id = lv->base.vm->id;
 	lv_own_call(c);
 	lv_call_send(c);
@@ -132,6 +152,8 @@ bool lv_can_apply(const BackendVm *bv, const Spec *want, const char *key)
 	const bool there = spec_named(bv->spec, key) != NULL,
 		   wanted = spec_named(want, key) != NULL;
 
+	if (is_of_ports(key))
+		return lv_ports_nic(bv->spec, key) && lv_ports_nic(want, key);
 	return there != wanted &&
 	       (g_str_has_prefix(key, "disks.") || g_str_has_prefix(key, "nics."));
 }

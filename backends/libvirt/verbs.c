@@ -6,6 +6,7 @@
 
 #include "backends/libvirt/call.h"
 #include "backends/libvirt/xml.h"
+#include "backends/usernet.h"
 #include "vmfs/err.h"
 #include "vmfs/registry.h"
 
@@ -352,11 +353,16 @@ static bool boot(LvCall *c, GError **err)
 {
 	LvState now;
 
-	if (!c->console)
+	if (!c->console && !c->ports)
 		return virDomainCreate(c->dom) >= 0 || is_done(c, true) || said(-1, err);
 	if (virDomainCreateWithFlags(c->dom, VIR_DOMAIN_START_PAUSED) < 0 && !is_done(c, true))
 		return said(-1, err);
-	c->stream = lv_console_connect(c->virt, c->dom);
+	if (c->console)
+		c->stream = lv_console_connect(c->virt, c->dom);
+	if (c->ports && !lv_ports_work(c, err)) {
+		(void)virDomainDestroy(c->dom);
+		return false;
+	}
 	if (said(virDomainResume(c->dom), err))
 		return true;
 	/* Somebody else has let it go. */
@@ -400,6 +406,7 @@ static void start_done(LvCall *c)
 		return;
 	if (!lv->undoing) {
 		take_state(c);
+		lv_ports_report(c);
 		if (c->error)
 			op_fail(c->op, g_steal_pointer(&c->error));
 		else
@@ -429,6 +436,7 @@ static void run_start(Op *op, void *ctx)
 	}
 	c->op = op;
 	c->console = !vm->home.foreign;
+	c->ports = usernet_has_ports(op_kind(op) == OP_START ? vm->spec : lv->base.spec);
 	c->again = op_is_restored(op);
 	if (!vm->home.foreign && op_kind(op) == OP_START) {
 		c->absent = true;

@@ -202,19 +202,20 @@ char *xmltree_disk_path(xmlNode *disk)
 	return g_steal_pointer(&path);
 }
 
-xmlNode *xmltree_own(xmlNode *domain)
+xmlNode *xmltree_meta(xmlNode *domain, const char *name, const char *uri)
 {
-	xmlNode *n = xmltree_find(domain, "metadata/disks");
+	xmlNode *metadata = xmltree_find(domain, "metadata");
+	xmlNode *n = metadata ? xmltree_next(metadata->children, name) : NULL;
 
-	while (n && !(n->ns && !strcmp((const char *)n->ns->href, XML_OWN_URI)))
-		n = xmltree_next(n->next, "disks");
+	while (n && !(n->ns && !strcmp((const char *)n->ns->href, uri)))
+		n = xmltree_next(n->next, name);
 	return n;
 }
 
 /* What the <metadata> says of the disk of that name, if it is that file still. */
 static xmlNode *own_of(xmlNode *domain, const char *name, const char *path)
 {
-	xmlNode *own = xmltree_own(domain);
+	xmlNode *own = xmltree_meta(domain, "disks", XML_OWN_URI);
 	xmlNode *n = own ? xmltree_next(own->children, "disk") : NULL;
 
 	while (n && !(xmltree_attr_is(n, "name", name) && xmltree_attr_is(n, "file", path)))
@@ -285,7 +286,35 @@ char *xmltree_nic_network(xmlNode *n)
 									: NULL;
 }
 
-static void say_nics(xmlNode *devices, GString *out)
+bool xmltree_can_forward(xmlNode *n)
+{
+	const xmlNode *backend = xmltree_find(n, "backend");
+
+	return xmltree_attr_is(n, "type", "user") &&
+	       (!backend || xmltree_attr_is(backend, "type", NULL) ||
+		xmltree_attr_is(backend, "type", "default"));
+}
+
+/* What the <metadata> says of it. */
+static void say_ports(xmlNode *domain, const char *nic, GString *out)
+{
+	xmlNode *top = xmltree_meta(domain, "ports", XML_PORTS_URI);
+	unsigned said = 0;
+
+	for (xmlNode *n = top ? xmltree_next(top->children, "port") : NULL;
+	     n && said < SPEC_MAX_ITEMS; n = xmltree_next(n->next, "port")) {
+		g_autofree char *text = xmltree_attr(n, "forward");
+		SpecPort port = { 0 };
+
+		if (xmltree_attr_is(n, "nic", nic) && text && specval_port(text, &port, NULL))
+			g_string_append_printf(out, "%s\"%s\"", said++ ? ", " : ", ports: [", text);
+		g_free(port.address);
+	}
+	if (said)
+		g_string_append_c(out, ']');
+}
+
+static void say_nics(xmlNode *domain, xmlNode *devices, GString *out)
 {
 	unsigned i = 0;
 	bool any = false;
@@ -302,6 +331,8 @@ static void say_nics(xmlNode *devices, GString *out)
 				       network);
 		if (mac)
 			g_string_append_printf(out, ", mac: \"%s\"", mac);
+		if (xmltree_can_forward(n))
+			say_ports(domain, name, out);
 		g_string_append(out, "}\n");
 		any = true;
 	}
@@ -324,7 +355,7 @@ char *lv_xml_spec(const char *xml, GError **err)
 	if (devices)
 		say_disks(domain, devices, out);
 	if (devices)
-		say_nics(devices, out);
+		say_nics(domain, devices, out);
 	xmlFreeDoc(doc);
 	return g_string_free(out, FALSE);
 }
@@ -405,6 +436,25 @@ char **lv_xml_names(const char *xml, const char *kind)
 	g_ptr_array_add(out, NULL);
 	xmlFreeDoc(doc);
 	return (char **)g_ptr_array_free(out, FALSE);
+}
+
+GHashTable *lv_xml_netdevs(const char *xml)
+{
+	GHashTable *out = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+	xmlDoc *doc = xmltree_parse(xml, NULL);
+	xmlNode *devices = doc ? xmltree_find(xmlDocGetRootElement(doc), "devices") : NULL;
+	unsigned i = 0;
+
+	for (xmlNode *n = devices ? xmltree_next(devices->children, "interface") : NULL; n;
+	     n = xmltree_next(n->next, "interface"), i++) {
+		g_autofree char *alias = xmltree_attr(xmltree_find(n, "alias"), "name");
+
+		if (alias && xmltree_can_forward(n))
+			g_hash_table_insert(out, g_strconcat("host", alias, NULL),
+					    xmltree_device_name(n, i));
+	}
+	xmlFreeDoc(doc);
+	return out;
 }
 
 bool lv_xml_is_of(const char *xml, const char *key, const char *name, GError **err)

@@ -41,6 +41,9 @@ char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, unsigned 
 		  const LvOwn *own, GError **err);
 /* What the <metadata> is to have of the disks of this spec: an element; NULL: nothing. */
 char *lv_xml_own(const Spec *spec, const LvOwn *own);
+/* The same of the forwards into the guest, which XML knows nothing of. */
+char *lv_xml_ports(const Spec *spec);
+#define XML_PORTS_URI  "urn:vmfs:ports"
 #define XML_SEED       "_seed" /* is called so as a disk: no disk of a spec is */
 #define XML_OWN_URI    "urn:vmfs:disks"
 #define XML_OWN_PREFIX "vmfs"
@@ -57,6 +60,9 @@ bool lv_xml_lacks(const char *spec_key);
 GPtrArray *lv_xml_macs(const char *xml);
 /* What its devices of a kind ("disk", "interface") are called in a spec, in their order. */
 char **lv_xml_names(const char *xml, const char *kind);
+/* Of a domain that runs, what its QEMU calls the back ends of its user networks: to the names of
+ * their interfaces in a spec. */
+GHashTable *lv_xml_netdevs(const char *xml);
 /* What a host can do, as its <capabilities> say. */
 typedef struct LvCaps {
 	bool known;

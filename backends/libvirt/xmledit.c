@@ -354,24 +354,52 @@ static xmlNode *make_own(const Spec *spec, const LvOwn *own)
 	return NULL;
 }
 
-/* What is said there of disks that are not private any more means nothing, but is of no use. */
-static void set_own(const Edit *e)
+/* What the <metadata> has by that name (taken; NULL: nothing). */
+static void put_meta(xmlNode *domain, const char *name, const char *uri, xmlNode *top)
 {
-	xmlNode *metadata = xmltree_find(e->domain, "metadata");
-	xmlNode *top = e->own ? make_own(e->want, e->own) : NULL;
+	xmlNode *metadata = xmltree_find(domain, "metadata");
 
-	if (!e->own)
-		return;
-	drop(xmltree_own(e->domain));
+	drop(xmltree_meta(domain, name, uri));
 	if (!top) {
 		if (metadata && !xmlFirstElementChild(metadata))
 			drop(metadata);
 		return;
 	}
 	if (!metadata)
-		metadata = add_child(e->domain, "metadata", NULL);
-	xmlSetNs(top, xmlNewNs(top, X(XML_OWN_URI), X(XML_OWN_PREFIX)));
+		metadata = add_child(domain, "metadata", NULL);
+	xmlSetNs(top, xmlNewNs(top, X(uri), X(XML_OWN_PREFIX)));
 	(void)xmlAddChild(metadata, top);
+}
+
+/* What is said there of disks that are not private any more means nothing, but is of no use. */
+static void set_own(const Edit *e)
+{
+	if (e->own)
+		put_meta(e->domain, "disks", XML_OWN_URI, make_own(e->want, e->own));
+}
+
+static xmlNode *make_ports(const Spec *spec)
+{
+	xmlNode *top = xmlNewNode(NULL, X("ports"));
+
+	for (unsigned i = 0; i < spec->nics->len; i++) {
+		const SpecNic *nic = spec->nics->pdata[i];
+
+		for (unsigned k = 0; k < nic->ports->len; k++) {
+			const SpecPort *p = nic->ports->pdata[k];
+			g_autofree char *text =
+				g_strdup_printf("%s:%u:%u%s", p->address, p->host_port,
+						p->guest_port, p->udp ? "/udp" : "");
+			xmlNode *n = xmlNewChild(top, NULL, X("port"), NULL);
+
+			set_attr(n, "nic", nic->name);
+			set_attr(n, "forward", text);
+		}
+	}
+	if (top->children)
+		return top;
+	xmlFreeNode(top);
+	return NULL;
 }
 
 static void connect_nic(xmlNode *n, const char *network)
@@ -396,7 +424,7 @@ static bool set_nic(const Edit *e, GError **err)
 	const bool is_new = !n;
 	guint index = 0;
 
-	(void)err;
+	put_meta(e->domain, "ports", XML_PORTS_URI, make_ports(e->want));
 	if (!nic) {
 		drop(n);
 		return true;
@@ -408,6 +436,11 @@ static bool set_nic(const Edit *e, GError **err)
 		set_alias(n, e->name);
 	}
 	connect_nic(n, nic->network);
+	if (nic->ports->len && !xmltree_can_forward(n))
+		return err_set(err, EOPNOTSUPP,
+			       "nics.%s.ports: only libvirt's default network of users can be told "
+			       "to forward ports while it runs; see <backend> in domain.xml",
+			       nic->name);
 	(void)g_ptr_array_find(e->want->nics, nic, &index);
 	if (!nic->mac && is_new)
 		made = g_strdup_printf("52:54:00:%02x:%02x:%02x", (e->id >> 8) & 0xff, e->id & 0xff,
@@ -541,9 +574,9 @@ static xmlNode *device_of(xmlDoc *doc, const char *key)
 			      : NULL;
 }
 
-char *lv_xml_own(const Spec *spec, const LvOwn *own)
+/* Takes it. */
+static char *meta_text(xmlNode *top)
 {
-	xmlNode *top = make_own(spec, own);
 	xmlDoc *doc = xmlNewDoc(X("1.0"));
 	char *text = NULL;
 
@@ -553,6 +586,16 @@ char *lv_xml_own(const Spec *spec, const LvOwn *own)
 	}
 	xmlFreeDoc(doc);
 	return text;
+}
+
+char *lv_xml_own(const Spec *spec, const LvOwn *own)
+{
+	return meta_text(make_own(spec, own));
+}
+
+char *lv_xml_ports(const Spec *spec)
+{
+	return meta_text(make_ports(spec));
 }
 
 char *lv_xml_device(const char *xml, const Spec *want, const char *key, unsigned id,

@@ -13,8 +13,8 @@
 xmlDoc *xmltree_read(const char *text, const char *root);
 /* Of a domain; or EINVAL. */
 xmlDoc *xmltree_parse(const char *text, GError **err);
-/* What the <metadata> has of private disks; or NULL. */
-xmlNode *xmltree_own(xmlNode *domain);
+/* What the <metadata> has by that name, of ours; or NULL. */
+xmlNode *xmltree_meta(xmlNode *domain, const char *name, const char *uri);
 /* The first element of that name from this node on, among siblings. */
 xmlNode *xmltree_next(xmlNode *after, const char *name);
 /* "os/kernel": the first element at that path below. NULL from NULL. */
@@ -28,5 +28,7 @@ char *xmltree_text(const xmlNode *n);
 char *xmltree_device_name(xmlNode *device, unsigned index);
 /* NULL: it is not one that a spec can describe. */
 char *xmltree_disk_path(xmlNode *disk);
+/* QEMU itself is its network, and can be told to forward ports. */
+bool xmltree_can_forward(xmlNode *interface);
 /* What it is connected to, as a spec says it; NULL likewise. */
 char *xmltree_nic_network(xmlNode *interface);

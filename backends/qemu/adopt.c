@@ -283,7 +283,7 @@ static void resync_ready(QemuVm *q)
 		json_decref(path);
 		return;
 	}
-	json_object_set_new(args, "command-line", json_string("info usernet"));
+	json_object_set_new(args, "command-line", json_string(USERNET_INFO));
 	json_object_set_new(path, "path", json_string("/machine/peripheral"));
 	qmp_execute(q->qmp, "qom-list", path, peripherals_answered, q);
 	qmp_execute(q->qmp, "query-chardev", NULL, chardevs_answered, q);

@@ -307,7 +307,7 @@ static void plugged(QemuVm *q)
 	if (n && n->ports->len)
 		q->op_slot =
 			qmp_execute(q->qmp, "human-monitor-command",
-				    one_arg("command-line", "info usernet"), usernet_answered, q);
+				    one_arg("command-line", USERNET_INFO), usernet_answered, q);
 	else
 		qemu_end_op(q, NULL);
 }

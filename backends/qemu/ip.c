@@ -5,13 +5,11 @@
  * guest has an address now", so a series of questions with growing pauses is started when there is
  * a reason to (it runs, the agent came up, someone wants to know) and ends by itself.
  */
-#include <arpa/inet.h>
 #include <string.h>
 
 #include "backends/qemu/qemu.h"
 #include "vmfs/err.h"
 #include "vmfs/netaddr.h"
-#include "vmfs/ssh.h"
 
 #define FIRST_PAUSE_MS	 100
 #define MAX_TRIES	 9 /* the pauses double: some 30 s in all */
@@ -73,183 +71,24 @@ GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned i
 	return ips;
 }
 
-/* One row of `info usernet`, after "Hub -1 (net-eth0):". */
-typedef struct Row {
-	char nic[64], state[32], src[64], dst[64];
-	bool udp;
-	unsigned src_port, dst_port;
-} Row;
-
-static void each_row(const char *text, void (*fn)(void *arg, const Row *row), void *arg)
+static char *nic_at(const void *arg, const char *netdev)
 {
-	g_auto(GStrv) lines = g_strsplit(text, "\n", 1024);
-	Row r = { 0 };
-	char proto[8], state[32];
-
-	for (char **l = lines; *l; l++) {
-		if (sscanf(*l, "Hub %*d (" QEMU_NET_PREFIX "%63[^)]):", r.nic) == 1)
-			continue;
-		/* The state may hold a blank: UDP[236 sec]. */
-		if (sscanf(*l, " %7[A-Z][%31[^]]] %*d %63s %u %63s %u", proto, state, r.src,
-			   &r.src_port, r.dst, &r.dst_port) != 6)
-			continue;
-		r.udp = !strcmp(proto, "UDP");
-		memcpy(r.state, state, sizeof(state));
-		fn(arg, &r);
-	}
+	(void)arg;
+	return g_str_has_prefix(netdev, QEMU_NET_PREFIX)
+		       ? g_strdup(netdev + strlen(QEMU_NET_PREFIX))
+		       : NULL;
 }
 
-typedef struct Ports {
-	const Spec *spec;
-	GHashTable *facts; /* "port.eth0.22" to "127.0.0.1:39555" */
-} Ports;
-
-static bool has_port(const SpecNic *n, const Row *r)
+GPtrArray *qemu_usernet(const char *text)
 {
-	/* Which may be ours. */
-	if (!r->udp && r->dst_port == SSH_PORT)
-		return true;
-	for (guint i = 0; i < n->ports->len; i++) {
-		const SpecPort *p = n->ports->pdata[i];
-		if (p->udp == r->udp && p->guest_port == r->dst_port &&
-		    (!p->host_port || p->host_port == r->src_port))
-			return true;
-	}
-	return false;
-}
-
-static void take_port(void *arg, const Row *r)
-{
-	Ports *ports = arg;
-
-	if (strcmp(r->state, "HOST_FORWARD"))
-		return;
-	for (guint i = 0; i < ports->spec->nics->len; i++) {
-		const SpecNic *n = ports->spec->nics->pdata[i];
-		if (strcmp(n->name, r->nic) || !has_port(n, r))
-			continue;
-		char *key =
-			g_strdup_printf("port.%s.%u%s", r->nic, r->dst_port, r->udp ? "/udp" : "");
-		char *value = g_strdup_printf("%s:%u", r->src, r->src_port);
-		const char *before = g_hash_table_lookup(ports->facts, key);
-		if (before) {
-			/* QEMU lists the latest first. */
-			char *both = g_strdup_printf("%s %s", value, before);
-			g_free(value);
-			value = both;
-		}
-		g_hash_table_insert(ports->facts, key, value);
-	}
-}
-
-static char *port_key(const SpecNic *n, const SpecPort *p)
-{
-	return g_strdup_printf("port.%s.%u%s", n->name, p->guest_port, p->udp ? "/udp" : "");
-}
-
-static void forget_ports(QemuVm *q, GHashTable *facts)
-{
-	const Spec *have = q->base.spec;
-
-	for (guint i = 0; i < have->nics->len; i++) {
-		const SpecNic *n = have->nics->pdata[i];
-
-		for (guint j = 0; j < n->ports->len; j++) {
-			g_autofree char *key = port_key(n, n->ports->pdata[j]);
-
-			if (!g_hash_table_contains(facts, key))
-				backend_fact(&q->base, key, NULL);
-		}
-	}
+	return usernet_parse(text, nic_at, NULL);
 }
 
 void qemu_report_ports(QemuVm *q, const Spec *spec, const char *usernet)
 {
-	g_autoptr(GHashTable) facts =
-		g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
-	Ports ports = { .spec = spec, .facts = facts };
-	GHashTableIter it;
-	void *key, *value;
+	g_autoptr(GPtrArray) rows = qemu_usernet(usernet);
 
-	each_row(usernet, take_port, &ports);
-	forget_ports(q, facts);
-	g_hash_table_iter_init(&it, facts);
-	while (g_hash_table_iter_next(&it, &key, &value))
-		backend_fact(&q->base, key, value);
-}
-
-typedef struct Picked {
-	const SpecNic *nic;
-	const SpecPort *port;
-	unsigned found;
-} Picked;
-
-static void take_picked(void *arg, const Row *r)
-{
-	Picked *picked = arg;
-	const SpecPort *port = picked->port;
-
-	if (strcmp(r->state, "HOST_FORWARD") || strcmp(r->nic, picked->nic->name) ||
-	    strcmp(r->src, port->address) || r->udp != port->udp || r->dst_port != port->guest_port)
-		return;
-	for (guint i = 0; i < picked->nic->ports->len; i++) {
-		const SpecPort *p = picked->nic->ports->pdata[i];
-
-		if (p->udp == r->udp && p->host_port == r->src_port)
-			return;
-	}
-	picked->found = r->src_port;
-}
-
-unsigned qemu_usernet_port(const char *usernet, const SpecNic *nic, const SpecPort *port)
-{
-	Picked picked = { .nic = nic, .port = port };
-
-	each_row(usernet, take_picked, &picked);
-	return picked.found;
-}
-
-static void take_ssh(void *arg, const Row *r)
-{
-	char **address = arg;
-	const bool anywhere = !strcmp(r->src, "0.0.0.0") || !strcmp(r->src, "*");
-
-	if (strcmp(r->state, "HOST_FORWARD") || r->udp || r->dst_port != SSH_PORT || *address)
-		return;
-	*address = g_strdup_printf("%s:%u", anywhere ? "127.0.0.1" : r->src, r->src_port);
-}
-
-char *qemu_usernet_ssh(const char *usernet)
-{
-	char *address = NULL;
-
-	each_row(usernet, take_ssh, &address);
-	return address;
-}
-
-/*
- * A connection that the guest made comes from its own address. One made to it does not count: a
- * forward is listed with the address that QEMU would guess.
- */
-static void take_source(void *arg, const Row *r)
-{
-	GPtrArray *ips = arg;
-	struct in_addr v4;
-
-	if (!strcmp(r->state, "HOST_FORWARD") || inet_pton(AF_INET, r->src, &v4) != 1)
-		return;
-	/* slirp's net; .2 is the host's side of it, .3 the name server. */
-	const uint32_t a = ntohl(v4.s_addr);
-	if (a >> 8 == 0x0a0002 && (a & 0xff) > 3)
-		netaddr_add(ips, r->src);
-}
-
-GPtrArray *qemu_usernet_ips(const char *usernet, const Spec *spec)
-{
-	GPtrArray *ips = g_ptr_array_new_with_free_func(g_free);
-
-	each_row(usernet, take_source, ips);
-	return ips;
+	usernet_report(&q->base, spec, rows);
 }
 
 /* True when that was what the series was for. */
@@ -275,10 +114,11 @@ static void usernet_answered(void *arg, const json_t *result, const GError *err)
 {
 	QemuVm *q = arg;
 	const char *text = json_string_value(result);
+	g_autoptr(GPtrArray) rows = text ? qemu_usernet(text) : NULL;
 
 	q->ip_slot = NULL;
 	q->ip_asked = false;
-	if (err || !text || !report(q, qemu_usernet_ips(text, q->base.spec)))
+	if (err || !rows || !report(q, usernet_ips(rows)))
 		ask_later(q);
 }
 
@@ -286,7 +126,7 @@ static void ask_usernet(QemuVm *q)
 {
 	json_t *args = json_object();
 
-	json_object_set_new(args, "command-line", json_string("info usernet"));
+	json_object_set_new(args, "command-line", json_string(USERNET_INFO));
 	q->ip_asked = true;
 	q->ip_slot = qmp_execute(q->qmp, "human-monitor-command", args, usernet_answered, q);
 }

@@ -16,6 +16,7 @@
 #include "backends/qemu/agent.h"
 #include "backends/qemu/console.h"
 #include "backends/qemu/qmp.h"
+#include "backends/usernet.h"
 #include "vmfs/line.h"
 #include "vmfs/loop.h"
 #include "vmfs/prepare.h"
@@ -340,10 +341,8 @@ void qemu_ip_start(QemuVm *q);
 void qemu_ip_stop(QemuVm *q);
 /* Report the host ports in `info usernet`'s text, as forwards of that spec. */
 void qemu_report_ports(QemuVm *q, const Spec *spec, const char *usernet);
-/* The port that the system picked for a forward of that nic; 0: none is found. */
-unsigned qemu_usernet_port(const char *usernet, const SpecNic *nic, const SpecPort *port);
-/* The guest's own addresses in it (char *), as far as it knows. */
-GPtrArray *qemu_usernet_ips(const char *usernet, const Spec *spec);
+/* That text (usernet.h). */
+GPtrArray *qemu_usernet(const char *text);
 /* The addresses (char *) in the answer to guest-network-get-interfaces, best first. */
 GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned id);
 /* The interface in it that has this address; borrowed; NULL: none has. */
@@ -355,9 +354,6 @@ const json_t *qemu_agent_nic(const json_t *interfaces, const char *mac);
  * "disks.data" or "devices.gpu" only. It becomes q->disks.
  */
 void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *key, PrepareFn done, void *arg);
-
-/* "127.0.0.1:40427", which leads to port 22 of the guest; NULL: nothing does. */
-char *qemu_usernet_ssh(const char *usernet);
 
 /* ssh.c: ASK_SSH */
 typedef struct QemuSsh QemuSsh;

@@ -99,7 +99,7 @@ static void forwarded(void *arg, const json_t *result, const GError *err)
 	if (err)
 		fail(s, g_error_copy(err));
 	else
-		ask_monitor(s, "info usernet", usernet_answered);
+		ask_monitor(s, USERNET_INFO, usernet_answered);
 }
 
 static void usernet_answered(void *arg, const json_t *result, const GError *err)
@@ -107,22 +107,22 @@ static void usernet_answered(void *arg, const json_t *result, const GError *err)
 	QemuSsh *s = arg;
 	const char *text = json_string_value(result);
 	const SpecNic *nic = s->q->base.spec->nics->pdata[0];
+	g_autoptr(GPtrArray) rows = text ? qemu_usernet(text) : NULL;
 
 	s->slot = NULL;
-	s->address = text ? qemu_usernet_ssh(text) : NULL;
+	s->address = rows ? usernet_ssh(rows) : NULL;
 	if (err) {
 		fail(s, g_error_copy(err));
 	} else if (s->address) {
 		if (s->forwarded)
-			qemu_report_ports(s->q, s->q->base.spec, text);
+			usernet_report(&s->q->base, s->q->base.spec, rows);
 		qemu_ssh_authorize(s->q);
 	} else if (s->forwarded) {
 		fail(s, err_new(EIO, "QEMU could not forward a port of this host to the guest's "
 				     "port 22"));
 	} else {
-		g_autofree char *line =
-			g_strdup_printf("hostfwd_add " QEMU_NET_PREFIX "%s tcp:127.0.0.1:0-:%d",
-					nic->name, SSH_PORT);
+		g_autofree char *netdev = g_strconcat(QEMU_NET_PREFIX, nic->name, NULL);
+		g_autofree char *line = usernet_add_ssh(netdev);
 
 		s->forwarded = true;
 		ask_monitor(s, line, forwarded);
@@ -142,7 +142,7 @@ static void key_made(void *arg, const char *public_key, const GError *err)
 	} else {
 		g_free(q->ssh_key);
 		q->ssh_key = g_strdup(public_key);
-		ask_monitor(s, "info usernet", usernet_answered);
+		ask_monitor(s, USERNET_INFO, usernet_answered);
 	}
 }
 

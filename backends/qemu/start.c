@@ -494,16 +494,6 @@ void qemu_start_resumed(QemuVm *q)
 	running(s);
 }
 
-static bool has_ports(const Spec *spec)
-{
-	for (guint i = 0; i < spec->nics->len; i++) {
-		const SpecNic *n = spec->nics->pdata[i];
-		if (n->ports->len)
-			return true;
-	}
-	return false;
-}
-
 void start_connect_monitor(Start *s)
 {
 	s->q->lost = lost_in_start;
@@ -518,9 +508,9 @@ void start_connect(Start *s)
 
 	start_connect_monitor(s);
 	s->kvm = qmp_execute(q->qmp, "query-kvm", NULL, kvm_answered, s);
-	if (has_ports(q->base.spec)) {
+	if (usernet_has_ports(q->base.spec)) {
 		json_t *args = json_object();
-		json_object_set_new(args, "command-line", json_string("info usernet"));
+		json_object_set_new(args, "command-line", json_string(USERNET_INFO));
 		s->ports = qmp_execute(q->qmp, "human-monitor-command", args, ports_answered, s);
 	}
 	qemu_report_vnc(q);

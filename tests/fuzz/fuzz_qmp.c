@@ -109,7 +109,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	g_autofree char *sentence = qemu_sentence(text);
 	if (sentence && !g_utf8_validate(sentence, -1, NULL))
 		abort();
-	check_ips(qemu_usernet_ips(text, spec));
+	g_autoptr(GPtrArray) rows = qemu_usernet(text);
+	check_ips(usernet_ips(rows));
 	json_t *json = json_loadb(text, strlen(text), JSON_DECODE_ANY, NULL);
 	check_ips(qemu_agent_ips(json, spec, 7));
 	check_exec(json);

@@ -366,8 +366,8 @@ static void test_usernet(void)
 		"  TCP[HOST_FORWARD]   9       127.0.0.1 39555       10.0.2.98    22     0     "
 		"0\r\n"
 		"  TCP[x\r\n  UDP[] - - -\r\n";
-	g_autoptr(Spec) spec = nic_spec();
-	g_autoptr(GPtrArray) ips = qemu_usernet_ips(text, spec);
+	g_autoptr(GPtrArray) rows = qemu_usernet(text);
+	g_autoptr(GPtrArray) ips = usernet_ips(rows);
 
 	g_ptr_array_add(ips, NULL);
 	g_autofree char *got = g_strjoinv(" ", (char **)ips->pdata);
