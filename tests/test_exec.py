@@ -387,7 +387,7 @@ def test_libvirtd_is_killed(guest_vm, backend):
 def test_goes_with_a_command_of_its_own(guest_vm):
     """What a command leaves behind does not keep it from its end, and prints into the void."""
     with guest_vm.job("(while :; do echo more; sleep 0.1; done) & echo done") as job:
-        assert job.out().startswith(b"done\n") and job.status == "exit 0"
+        assert b"done\n" in job.out() and job.status == "exit 0"
 
 
 @libvirt_only

@@ -152,7 +152,9 @@ class Qemu:
         self._shell(vm, f"word={word}", "^DONE")
 
     def recall(self, vm):
-        return self._shell(vm, "echo word:$word:", r"^word:([^$]*):\s+DONE")[1]
+        # After a restore it also tells, at any moment, what address it has.
+        return self._shell(vm, "echo word:$word:",
+                           r"^word:([^$]*):\s+(?:GUEST-NET.*\s+)?DONE")[1]
 
     settled = Sim.settled
 
