@@ -185,15 +185,14 @@ unsigned usernet_port(const GPtrArray *rows, const SpecNic *nic, const SpecPort 
 	return 0;
 }
 
-char *usernet_ssh(const GPtrArray *rows)
+char *usernet_ssh(const GPtrArray *rows, const char *host)
 {
 	for (guint i = 0; i < rows->len; i++) {
 		const UsernetRow *r = rows->pdata[i];
 		const bool anywhere = !strcmp(r->src, "0.0.0.0") || !strcmp(r->src, "*");
 
 		if (r->forward && !r->udp && r->dst_port == SSH_PORT)
-			return g_strdup_printf("%s:%u", anywhere ? "127.0.0.1" : r->src,
-					       r->src_port);
+			return g_strdup_printf("%s:%u", anywhere ? host : r->src, r->src_port);
 	}
 	return NULL;
 }

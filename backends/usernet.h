@@ -35,9 +35,11 @@ bool usernet_has_ports(const Spec *spec);
 unsigned usernet_port(const GPtrArray *rows, const SpecNic *nic, const SpecPort *port);
 /* Those of its ports (borrowed) that are there. */
 GPtrArray *usernet_present(const GPtrArray *rows, const SpecNic *nic);
-/* "127.0.0.1:40427": what leads to the guest's ssh server; NULL: nothing does. Owned by the caller.
+/*
+ * "127.0.0.1:40427": what leads to the guest's ssh server, of a host that is to be reached at
+ * `host`; NULL: nothing does. Owned by the caller.
  */
-char *usernet_ssh(const GPtrArray *rows);
+char *usernet_ssh(const GPtrArray *rows, const char *host);
 /* The guest's own addresses, so far as connections that it made tell: of char *. */
 GPtrArray *usernet_ips(const GPtrArray *rows);
 

@@ -251,6 +251,7 @@ def test_guest_gets_its_address(fs, nets, lv, guest):
     console = started(vm)
     assert "<source network='lan'" in lv.virsh("dumpxml", "web").stdout
     address = get(vm / "wait/ip").decode().strip()
+    assert f"HostName {address}\n  Port 22\n" in vm.read("ssh_config")
     assert re.fullmatch(r"192\.168\.150\.1\d", address), address
     mac = run(vm, console, "cat /sys/class/net/eth0/address")
     assert re.search(rf"(?m)^{address} {mac} \S+ 2\d\d\d-", text(net / "leases"))

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from lib.backends import real
 from lib.util import fails, get, until
 
 
 @pytest.fixture
-def guest_vm(qemu):
-    vm = qemu.vm()
+def guest_vm(backend):
+    vm = backend.vm()
     vm.do("start")
     vm.wait("agent", 60)
     return vm
@@ -30,7 +31,7 @@ def option(vm, name):
     return re.search(rf'^  {name} "?([^"\n]*)"?$', vm.read("ssh_config"), re.M)[1]
 
 
-@pytest.mark.qemu
+@real
 def test_tools(guest_vm, fs, scratch):
     """As in the README: the file simply works."""
     assert ssh(guest_vm, "echo $((40 + 2))") == "42\n"
@@ -47,10 +48,10 @@ def test_tools(guest_vm, fs, scratch):
     assert guest_vm.read("error") == ""
 
 
-@pytest.mark.qemu
-def test_wait(qemu):
+@real
+def test_wait(backend):
     """From before the start on, without an agent to tell."""
-    vm = qemu.vm(spec=qemu.spec("vmfs.noagent"))
+    vm = backend.vm(spec=backend.spec("vmfs.noagent"))
     waiting = vm.follow("wait/ssh")
     vm.do("start")
     waiting.expect(r"^127\.0\.0\.1:\d+$", 60)
@@ -58,7 +59,7 @@ def test_wait(qemu):
     assert vm.wait("ssh") == vm.status["port.eth0.22"]
 
 
-@pytest.mark.qemu
+@real
 def test_stopped_and_again(guest_vm):
     """One key for good; nothing to read while it does not run."""
     key = Path(option(guest_vm, "IdentityFile"))
@@ -73,37 +74,37 @@ def test_stopped_and_again(guest_vm):
     assert ssh(guest_vm, "echo two") == "two\n" and key.read_bytes() == before
 
 
-@pytest.mark.qemu
-def test_guest_with_new_keys(guest_vm, qemu):
+@real
+def test_guest_with_new_keys(guest_vm, backend):
     """It lives in memory: after a reset its own key is another one, and ours is not there."""
     assert ssh(guest_vm, "echo one") == "one\n"
-    watch = qemu.watch(guest_vm)
+    watch = backend.watch(guest_vm)
     guest_vm.do("reset")
-    qemu.rebooted(watch)
+    backend.rebooted(watch)
     guest_vm.wait("agent", 60)
     guest_vm.wait("ssh", 60)
     assert ssh(guest_vm, "echo two") == "two\n"
 
 
-@pytest.mark.qemu
-def test_key_comes_with_the_seed(qemu):
+@real
+def test_key_comes_with_the_seed(backend):
     """Where there is no agent to take it."""
-    vm = qemu.vm(spec=qemu.spec("vmfs.noagent", extra="cloud_init: {}\n"))
+    vm = backend.vm(spec=backend.spec("vmfs.noagent", extra="cloud_init: {}\n"))
     vm.do("start")
     vm.wait("ssh", 60)
     assert ssh(vm, "echo hello") == "hello\n"
 
 
-@pytest.mark.qemu
-def test_own_forward(qemu):
+@real
+def test_own_forward(backend):
     """The spec's own is used, and no other made."""
-    vm = qemu.vm(spec=qemu.spec(nic="{network: user, ports: [\"127.0.0.1:0:22\"]}"))
+    vm = backend.vm(spec=backend.spec(nic="{network: user, ports: [\"127.0.0.1:0:22\"]}"))
     vm.do("start")
     before = vm.status["port.eth0.22"]
     assert f"127.0.0.1:{option(vm, 'Port')}" == before == vm.status["port.eth0.22"]
 
 
-@pytest.mark.qemu
+@real
 def test_after_a_restart(guest_vm, fs):
     assert ssh(guest_vm, "echo one") == "one\n"
     port = option(guest_vm, "Port")
@@ -112,7 +113,7 @@ def test_after_a_restart(guest_vm, fs):
     assert option(guest_vm, "Port") == port and ssh(guest_vm, "echo two") == "two\n"
 
 
-@pytest.mark.qemu
+@real
 def test_damaged_key_is_made_again(guest_vm):
     key = Path(option(guest_vm, "IdentityFile"))
     key.with_suffix(".pub").write_bytes(b"ssh-ed25519 \x1b[2J\n")
@@ -124,11 +125,47 @@ def test_damaged_key_is_made_again(guest_vm):
     assert b"\x1b" not in key.with_suffix(".pub").read_bytes()
 
 
-@pytest.mark.qemu
-def test_no_nic(qemu):
-    vm = qemu.vm(spec=re.sub(r"nics:\n.*\n", "nics: {}\n", qemu.text))
+@real
+def test_no_nic(backend):
+    vm = backend.vm(spec=re.sub(r"nics:\n.*\n", "nics: {}\n", backend.text))
     vm.do("start")
     assert vm.read("ssh_config") == "" and vm.read("error") == ""
+
+
+# By way of another host, which libvirt reaches by ssh: with an `ssh` that stays on this one
+
+OTHER_HOST = """#!/bin/bash
+echo "$@" >> {log}
+for word; do
+    if [[ $word == -W ]]; then
+        exec head -c 8 < "/dev/tcp/${{4%:*}}/${{4##*:}}"
+    fi
+done
+exec socat - UNIX-CONNECT:{socket}
+"""
+
+
+@pytest.mark.qemu
+@pytest.mark.libvirt
+def test_another_host(box, domains, guest, scratch):
+    ssh_program = scratch / "bin/ssh"
+    ssh_program.parent.mkdir()
+    ssh_program.write_text(OTHER_HOST.format(log=scratch / "log",
+                                             socket=domains.run / "libvirt-sock"))
+    ssh_program.chmod(0o755)
+    box.env["PATH"] = f"{ssh_program.parent}:{os.environ['PATH']}"
+    fs = box.start("-ohost=local=", "-ohost=far=qemu+ssh://me@far.test:2222/system"
+                                    "?proxy=netcat&socket=/there")
+    domains.define("web1", guest=guest)
+    until(lambda: "web1" in fs.names(), "it is shown")
+    vm = fs.vm("web1")
+    vm.do("start")
+    vm.wait("agent", 60)
+    assert option(vm, "ProxyJump") == "me@far.test:2222"
+    assert (option(vm, "HostName"), option(vm, "Port")) == tuple(
+        vm.status["port.eth0.22"].split(":"))
+    assert vm.wait("ssh", 60) == vm.status["port.eth0.22"]
+    assert "-- me@far.test:2222" in (scratch / "log").read_text()
 
 
 # What needs no guest: a simulated one, and a server of our own

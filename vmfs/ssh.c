@@ -22,6 +22,7 @@ typedef struct SshWait SshWait;
 #define KEY_NAME	 "ssh_key"
 #define MAX_KEY		 4096 /* bytes of a public key */
 #define KEYGEN_MS	 10000
+#define JUMP		 "  ProxyJump "
 #define FIRST_PAUSE_MS	 100
 #define MAX_PAUSE_MS	 2000
 #define PROBE_TIMEOUT_MS 5000
@@ -179,13 +180,15 @@ static void append_path(GString *out, const char *key, char *path_take)
 	g_string_append_printf(out, "  %s \"%s\"\n", key, text->str);
 }
 
-char *ssh_config(Vm *vm, const char *address)
+char *ssh_config(Vm *vm, const char *address, const char *jump)
 {
 	GString *out = g_string_new(NULL);
 	const char *port = strrchr(address, ':');
 
 	g_string_append_printf(out, "Host %s\n  HostName %.*s\n  Port %s\n  User %s\n", vm->name,
 			       (int)(port - address), address, port + 1, vm->spec->ssh_user);
+	if (jump)
+		g_string_append_printf(out, JUMP "%s\n", jump);
 	append_path(out, "IdentityFile", key_path(vm));
 	/* Whoever names keys has these somewhere else. */
 	if (!vm->spec->cloud_init.ssh_keys->len)
@@ -207,6 +210,7 @@ struct SshWait {
 	AskWaiter *asked; /* for a port that leads there */
 	int fd;
 	Watch *watch;
+	ProcRun *through; /* ssh, to try it from another host */
 	char *address;
 	Timer *timer; /* until it is tried again, or given up */
 	uint64_t pause_ms;
@@ -220,6 +224,8 @@ static void stop_trying(SshWait *w)
 	timer_stop(&w->timer);
 	if (w->watch)
 		watch_stop(&w->watch, true);
+	if (w->through)
+		proc_run_cancel(g_steal_pointer(&w->through));
 	g_clear_pointer(&w->address, g_free);
 }
 
@@ -238,24 +244,30 @@ static void try_over(void *arg)
 	try_later(w);
 }
 
-static void on_socket(void *arg, int status, int events)
+static void it_says(SshWait *w, const char *text, size_t len)
 {
-	SshWait *w = arg;
 	static const char word[] = "SSH-";
-	char text[sizeof word - 1];
-	const ssize_t n = recv(w->fd, text, sizeof text, MSG_DONTWAIT);
 
-	(void)status;
-	(void)events;
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (n != (ssize_t)sizeof text || memcmp(text, word, sizeof text)) {
+	if (len < strlen(word) || memcmp(text, word, strlen(word)) != 0) {
 		try_later(w);
 		return;
 	}
 	w->found = g_steal_pointer(&w->address);
 	stop_trying(w);
 	waitq_wake(&w->vm->waiters);
+}
+
+static void on_socket(void *arg, int status, int events)
+{
+	SshWait *w = arg;
+	char text[sizeof "SSH-" - 1];
+	const ssize_t n = recv(w->fd, text, sizeof text, MSG_DONTWAIT);
+
+	(void)status;
+	(void)events;
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	it_says(w, text, (size_t)MAX(n, 0));
 }
 
 /* ADDRESS:PORT, from a file that the backend wrote: only this much of it is needed here. */
@@ -293,19 +305,48 @@ static void probe(SshWait *w, const char *address)
 	w->timer = timer_start(PROBE_TIMEOUT_MS, try_over, w);
 }
 
+static void went_through(void *arg, const GString *out, const GError *err)
+{
+	SshWait *w = arg;
+
+	w->through = NULL;
+	it_says(w, err ? "" : out->str, err ? 0 : out->len);
+}
+
+/* As the daemon, as libvirt gets there. */
+static void probe_through(SshWait *w, const char *address, const char *jump)
+{
+	char *argv[] = {
+		(char *)"ssh",
+		(char *)"-o",
+		(char *)"BatchMode=yes",
+		(char *)"-W",
+		(char *)address,
+		(char *)"--",
+		(char *)jump,
+		NULL,
+	};
+
+	w->address = g_strdup(address);
+	w->through = proc_run(argv, NULL, PROBE_TIMEOUT_MS, went_through, w);
+}
+
 static void asked(void *arg, GBytes *answer, const GError *err)
 {
 	SshWait *w = arg;
 	g_autofree char *text =
 		answer ? g_strndup(g_bytes_get_data(answer, NULL), g_bytes_get_size(answer)) : NULL;
-	char host[64], port[16];
+	const char *through = text ? strstr(text, "\n" JUMP) : NULL;
+	char host[64], port[16], jump[256];
 	g_autofree char *address = NULL;
 
 	(void)err; /* of ssh_config's readers; here it is tried again */
 	w->asked = NULL;
 	if (text && sscanf(text, "Host %*s HostName %63s Port %15s", host, port) == 2)
 		address = g_strdup_printf("%s:%s", host, port);
-	if (address)
+	if (address && through && sscanf(through, "\n" JUMP "%255s", jump) == 1)
+		probe_through(w, address, jump);
+	else if (address)
 		probe(w, address);
 	else
 		try_later(w);

@@ -24,8 +24,9 @@ typedef void (*SshKeyFn)(void *arg, const char *public_key, const GError *err);
 SshKey *ssh_key(Vm *vm, const ProcUser *user, SshKeyFn fn, void *arg);
 void ssh_key_cancel(SshKey *k); /* accepts NULL */
 
-/* What `ssh -F` reads, of a server that "127.0.0.1:40427" leads to. */
-char *ssh_config(Vm *vm, const char *address);
+/* What `ssh -F` reads, of a server that "127.0.0.1:40427" leads to: from here, or from where ssh
+ * has to jump first. */
+char *ssh_config(Vm *vm, const char *address, const char *jump);
 /* Where the keys of its servers are remembered, for as long as it runs; freed by the caller. */
 char *ssh_known_hosts(Vm *vm);
 

@@ -76,6 +76,9 @@ bool lv_ports_work(LvCall *c, GError **err);
 /* Those of the nic that "nics.eth0" or "nics.eth0.ports" names become as in c->spec; all or none.
  */
 bool lv_ports_change(LvCall *c, const char *key, GError **err);
+/* Something leads to the guest's ssh server, if a nic of c->spec can forward: else c->list, which
+ * is what is there, stays NULL. */
+bool lv_ports_ssh(LvCall *c, GError **err);
 /* On the loop: tell what is there, if c found out. */
 void lv_ports_report(const LvCall *c);
 

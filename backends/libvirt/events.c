@@ -32,6 +32,7 @@ static void heard(void *arg)
 		lv_agent(lv, h->agent > 0);
 	if (lv && h->rebooted) {
 		exec_lost(&lv->base, "reset");
+		lv_ssh_reset(lv);
 		lv_op_rebooted(lv);
 	}
 	g_free(h->name);

@@ -14,6 +14,7 @@ static void forget_run(LvVm *lv)
 	lv_ip_stop(lv);
 	lv_console_end(lv);
 	lv_cloud_init_reset(lv);
+	lv_ssh_forget(lv);
 	lv->ports_failed = false;
 }
 
@@ -53,6 +54,7 @@ void lv_agent(LvVm *lv, bool up)
 	/* It may be that of another boot. */
 	lv->cloud_init.tries = 0;
 	backend_agent(&lv->base, up);
+	lv_ssh_agent(lv, up);
 	if (!up) {
 		exec_lost(&lv->base, "agent");
 		return;
@@ -323,6 +325,7 @@ static void fini(BackendVm *bv)
 	lv_op_clear(lv);
 	lv_call_forget(lv);
 	lv_move_forget(lv);
+	lv_own_cancel(lv);
 	prepare_forget(&lv->prepare);
 	forget_run(lv);
 	if (lv->host)
@@ -367,6 +370,7 @@ const BackendClass libvirt_class = {
 		[ASK_STATS] = lv_ask_stats,
 		[ASK_KEYS] = lv_ask_keys,
 		[ASK_MONITOR] = lv_ask_monitor,
+		[ASK_SSH] = lv_ask_ssh,
 	},
 	.can_apply = lv_can_apply,
 	.console_write = lv_console_write,

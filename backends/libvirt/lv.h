@@ -19,6 +19,7 @@
 #include "vmfs/loop.h"
 #include "vmfs/prepare.h"
 #include "vmfs/registry.h"
+#include "vmfs/ssh.h"
 #include "vmfs/vm.h"
 
 extern const BackendClass libvirt_class;
@@ -71,7 +72,9 @@ typedef struct LvVm {
 	void *start;	    /* the LvCall that starts or moves it */
 	bool undoing;	    /* and what that has done is to be undone */
 
-	Prepare *prepare; /* own.c: what is being made; NULL: nothing is */
+	/* own.c: what is being made; NULL: nothing is */
+	Prepare *prepare;
+	struct LvSeedKey *seed_key;
 
 	/* move.c: numbers of hosts; 0: it is not being moved. */
 	uint32_t from, to;
@@ -87,6 +90,13 @@ typedef struct LvVm {
 
 	CloudInit cloud_init;
 	void *cloud_init_call; /* the LvCall that looks; NULL: none does */
+
+	/* ssh.c; the key is NULL until somebody asks, or a seed has it */
+	struct LvSsh *ssh; /* who asks; NULL: nobody does, or its call is under way */
+	char *ssh_key;
+	char *ssh_user; /* who was given it last */
+	bool ssh_authorized;
+	unsigned ssh_turn; /* what was begun before this was reached was another guest's */
 
 	bool ports_failed; /* ports.c: and that was told */
 
@@ -265,7 +275,8 @@ bool lv_has_own(const Spec *spec);
  * Make them, as lv->prepare; with `key`, the disk that "disks.data" names only. false: the VM has
  * none there, and done() is not called.
  */
-bool lv_own_prepare(LvVm *lv, const Spec *spec, const char *key, PrepareFn done, void *arg);
+bool lv_own_prepare(LvVm *lv, Spec *spec, const char *key, PrepareFn done, void *arg);
+void lv_own_cancel(LvVm *lv);
 
 /* plug.c */
 void lv_apply(BackendVm *bv, Op *op);
@@ -278,6 +289,14 @@ void lv_ports_look(LvVm *lv);
 void lv_ports_forget(LvVm *lv);
 /* The nic of a key like "nics.eth0.ports"; NULL: it is none of these, or there is no such nic. */
 const SpecNic *lv_ports_nic(const Spec *spec, const char *key);
+
+/* ssh.c */
+typedef struct LvSsh LvSsh;
+void lv_ask_ssh(BackendVm *bv, Ask *a);
+/* The agent has come or gone; the guest has reset; what ran has ended. */
+void lv_ssh_agent(LvVm *lv, bool up);
+void lv_ssh_reset(LvVm *lv);
+void lv_ssh_forget(LvVm *lv);
 
 /* console.c */
 /* In the pool: NULL when it has no console, or another reader has it. */

@@ -7,9 +7,11 @@
  */
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "backends/libvirt/call.h"
 #include "vmfs/err.h"
+#include "vmfs/log.h"
 #include "vmfs/rights.h"
 #include "vmfs/seed.h"
 
@@ -54,16 +56,26 @@ void lv_own_call(LvCall *c)
 
 /* ---- on the loop: they are made ---- */
 
-bool lv_own_prepare(LvVm *lv, const Spec *spec, const char *key, PrepareFn done, void *arg)
+static Seed *seed_of(LvVm *lv, const Spec *spec)
+{
+	Vm *vm = lv->base.vm;
+	g_autoptr(GPtrArray) own = g_ptr_array_new();
+	SpecCloudInit c = spec->cloud_init;
+
+	if (!c.ssh_keys->len && lv->ssh_key) {
+		g_ptr_array_add(own, lv->ssh_key);
+		c.ssh_keys = own;
+	}
+	return seed_new(&c, vm_name(vm), vm_instance_id(vm));
+}
+
+static void begin(LvVm *lv, const Spec *spec, const char *key, PrepareFn done, void *arg)
 {
 	Vm *vm = lv->base.vm;
 	const char *dir = vm_data_dir(vm);
 	const SpecDisk *only = key ? spec_named(spec, key) : NULL;
-	Prepare *p;
+	Prepare *p = prepare_new();
 
-	if (!can_own(lv) || (key && !(g_str_has_prefix(key, "disks.") && only && lv_is_own(only))))
-		return false;
-	p = prepare_new();
 	p->user = (ProcUser){ .uid = vm_uid(vm), .gid = vm_gid(vm) };
 	p->lookup = true;
 	for (unsigned i = 0; i < spec->disks->len; i++) {
@@ -75,9 +87,69 @@ bool lv_own_prepare(LvVm *lv, const Spec *spec, const char *key, PrepareFn done,
 	if (!key)
 		p->seed_path = g_build_filename(dir, SEED_NAME, NULL);
 	if (!key && spec->cloud_init.given)
-		p->seed = seed_new(&spec->cloud_init, vm_name(vm), vm_instance_id(vm));
+		p->seed = seed_of(lv, spec);
 	prepare_begin(p, &lv->prepare, done, arg);
+}
+
+/* The key that the seed is to have is made first. */
+struct LvSeedKey {
+	LvVm *lv;
+	SshKey *key;
+	Spec *spec;
+	PrepareFn done;
+	void *arg;
+};
+
+static void seed_key_free(LvVm *lv)
+{
+	struct LvSeedKey *k = g_steal_pointer(&lv->seed_key);
+
+	ssh_key_cancel(k->key);
+	spec_unref(k->spec);
+	g_free(k);
+}
+
+static void seed_key_made(void *arg, const char *public_key, const GError *err)
+{
+	struct LvSeedKey *k = arg;
+	LvVm *lv = k->lv;
+
+	k->key = NULL;
+	if (err)
+		log_warning("%s: starts without a key for ssh: %s", vm_name(lv->base.vm),
+			    err->message);
+	g_free(lv->ssh_key);
+	lv->ssh_key = g_strdup(public_key);
+	begin(lv, k->spec, NULL, k->done, k->arg);
+	seed_key_free(lv);
+}
+
+bool lv_own_prepare(LvVm *lv, Spec *spec, const char *key, PrepareFn done, void *arg)
+{
+	Vm *vm = lv->base.vm;
+	const SpecDisk *only = key ? spec_named(spec, key) : NULL;
+	const ProcUser owner = { .uid = vm_uid(vm),
+				 .gid = vm_gid(vm),
+				 .change = vm_uid(vm) != geteuid() };
+
+	if (!can_own(lv) || (key && !(g_str_has_prefix(key, "disks.") && only && lv_is_own(only))))
+		return false;
+	/* Without a key of the user's, nobody could log in. */
+	if (key || !spec->cloud_init.given || spec->cloud_init.ssh_keys->len) {
+		begin(lv, spec, key, done, arg);
+		return true;
+	}
+	lv->seed_key = g_new0(struct LvSeedKey, 1);
+	*lv->seed_key = (struct LvSeedKey){ lv, NULL, spec_ref(spec), done, arg };
+	lv->seed_key->key = ssh_key(vm, &owner, seed_key_made, lv->seed_key);
 	return true;
+}
+
+void lv_own_cancel(LvVm *lv)
+{
+	if (lv->seed_key)
+		seed_key_free(lv);
+	prepare_cancel(&lv->prepare);
 }
 
 /* ---- in the pool: they can be reached ---- */

@@ -133,7 +133,7 @@ static void cancel_prepare(Op *op, void *ctx)
 	LvVm *lv = ctx;
 
 	(void)op;
-	prepare_cancel(&lv->prepare);
+	lv_own_cancel(lv);
 }
 
 void lv_apply(BackendVm *bv, Op *op)

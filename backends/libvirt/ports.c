@@ -174,6 +174,40 @@ bool lv_ports_change(LvCall *c, const char *key, GError **err)
 	return true;
 }
 
+/* The first one that can forward. */
+static const char *first_netdev(const Spec *spec, GHashTable *netdevs)
+{
+	for (guint i = 0; i < spec->nics->len; i++) {
+		const SpecNic *nic = spec->nics->pdata[i];
+		const char *netdev = netdev_of(netdevs, nic->name);
+
+		if (netdev)
+			return netdev;
+	}
+	return NULL;
+}
+
+bool lv_ports_ssh(LvCall *c, GError **err)
+{
+	g_autofree char *xml = live_xml(c, err), *there = NULL, *line = NULL, *said = NULL;
+	g_autoptr(GHashTable) netdevs = xml ? lv_xml_netdevs(xml) : NULL;
+	const char *netdev = netdevs ? first_netdev(c->spec, netdevs) : NULL;
+
+	if (!netdev)
+		return xml;
+	c->list = look(c, netdevs, err);
+	there = c->list ? usernet_ssh(c->list, "") : NULL;
+	if (!c->list || there)
+		return c->list;
+	line = usernet_add_ssh(netdev);
+	said = lv_hmp(c->dom, line, err);
+	if (!said)
+		return false;
+	g_ptr_array_unref(c->list);
+	c->list = look(c, netdevs, err);
+	return c->list;
+}
+
 /* ---- on the loop ---- */
 
 const SpecNic *lv_ports_nic(const Spec *spec, const char *key)

@@ -489,7 +489,7 @@ void lv_prepare_cancel(Op *op, void *ctx)
 	LvVm *lv = ctx;
 
 	(void)op;
-	prepare_cancel(&lv->prepare);
+	lv_own_cancel(lv);
 }
 
 static const Step start_steps[] = {

@@ -44,7 +44,7 @@ static void fail(QemuSsh *s, GError *take)
 static void answer(QemuSsh *s)
 {
 	Ask *a = s->ask;
-	char *text = ssh_config(qemu_vm(s->q), s->address);
+	char *text = ssh_config(qemu_vm(s->q), s->address, NULL);
 
 	ssh_free(s);
 	ask_answer(a, g_bytes_new_take(text, strlen(text)));
@@ -110,7 +110,7 @@ static void usernet_answered(void *arg, const json_t *result, const GError *err)
 	g_autoptr(GPtrArray) rows = text ? qemu_usernet(text) : NULL;
 
 	s->slot = NULL;
-	s->address = rows ? usernet_ssh(rows) : NULL;
+	s->address = rows ? usernet_ssh(rows, "127.0.0.1") : NULL;
 	if (err) {
 		fail(s, g_error_copy(err));
 	} else if (s->address) {

@@ -215,7 +215,7 @@ static void way_to_ssh(SimVm *s, Ask *a)
 		return;
 	}
 	backend_fact(&s->base, "port.eth0.22", address);
-	text = ssh_config(s->base.vm, address);
+	text = ssh_config(s->base.vm, address, NULL);
 	ask_answer(a, g_bytes_new_take(text, strlen(text)));
 }
 
