@@ -153,6 +153,8 @@ static void finished(void *job)
 		g_ptr_array_remove_fast(c->lv->calls, c);
 	if (c->lv && c->lv->guest_call == c)
 		send_next(c->lv);
+	if (c->state.state != VM_STATE_MAX && lv_host_at(c->tag))
+		(void)lv_overtake(lv_host_at(c->tag), c->key);
 	c->done(c);
 	vm_unref(c->vm);
 	spec_unref(c->spec);

@@ -197,8 +197,7 @@ static void look_job(void *arg)
 
 static void look_some(LvHost *lh);
 
-/* An answer that is under way may be of a time before now. */
-static bool overtake(LvHost *lh, const char *key)
+bool lv_overtake(LvHost *lh, const char *key)
 {
 	LvLook *look = g_hash_table_lookup(lh->looks, key);
 
@@ -333,7 +332,7 @@ void lv_look(LvHost *lh, const char *key)
 {
 	char *copy;
 
-	if (overtake(lh, key))
+	if (lv_overtake(lh, key))
 		return;
 	copy = g_strdup(key);
 	g_hash_table_insert(lh->looks, copy, g_new0(LvLook, 1));
@@ -356,7 +355,7 @@ void lv_heard(LvHost *lh, const char *key, const char *name, LvState state)
 	LvVm *lv = g_hash_table_lookup(lh->domains, key);
 	bool runs = state.state == VM_RUNNING || state.state == VM_PAUSED;
 
-	(void)overtake(lh, key);
+	(void)lv_overtake(lh, key);
 	if (lv_move_hides(lh, key, state))
 		return;
 	/* The list is under way still, and may be of a time before now. */

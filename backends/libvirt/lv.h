@@ -209,6 +209,8 @@ void lv_discovered(LvHost *lh, GPtrArray *found);
 void lv_heard(LvHost *lh, const char *key, const char *name, LvState state);
 /* Something about it has changed, whatever it is. */
 void lv_look(LvHost *lh, const char *key);
+/* Whether it is being looked at; if it is, then again: that answer may be of a time before now. */
+bool lv_overtake(LvHost *lh, const char *key);
 /* Forget what was to be looked at: the host is away. */
 void lv_look_no_more(LvHost *lh);
 
