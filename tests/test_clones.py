@@ -445,8 +445,7 @@ def test_identity(qemu, fs):
 @pytest.mark.qemu
 def test_identity_without_an_agent(qemu, fs):
     with_clones(base := qemu.vm(spec=qemu.spec("vmfs.noagent")), qemu)
-    base.do("start")
-    qemu.booted(base)
+    qemu.up(base)
     qemu.remember(base, "blue")
     take(base, "golden")
     c1 = clone(fs)

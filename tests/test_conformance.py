@@ -13,8 +13,7 @@ from lib.util import alive, exists, fails, get, until
 def up(backend):
     """A VM whose guest has booted."""
     vm = backend.vm()
-    vm.do("start")
-    backend.booted(vm)
+    backend.up(vm)
     return vm
 
 
@@ -484,10 +483,9 @@ def raw_disk(scratch):
     return path
 
 
-def test_attach_and_detach(up, backend, raw_disk):
+def test_attach_and_detach(up, raw_disk):
     """Live where the backend can, else at the next start: either way spec.yaml and pending agree."""
     before = up.spec
-    backend.booted(up)
     os.symlink(raw_disk, up / "disks/data")
     assert os.readlink(up / "disks/data") == str(raw_disk)
     assert str(raw_disk) in up.spec and up.read("pending") in ("", "disks.data\n")

@@ -642,8 +642,7 @@ def test_qemu_start_under_way(fs, qemu, seed):
 @pytest.mark.qemu
 def test_qemu_stop_under_way(fs, qemu):
     vm = qemu.vm()
-    vm.do("start")
-    qemu.booted(vm)
+    qemu.up(vm)
     pid = vm.pid
     client = Client(vm.do, "stop 20")
     until(lambda: vm.state == "stopping", "it stops")

@@ -55,8 +55,7 @@ def foreign(fs, domains):
 def up(libvirt):
     """A guest of vmfs's, which remembers "blue"."""
     vm = libvirt.savable_vm()
-    vm.do("start")
-    libvirt.booted(vm)
+    libvirt.up(vm)
     libvirt.remember(vm, "blue")
     return vm
 

@@ -358,7 +358,6 @@ def test_bad_values(vm, line, words):
 def test_qemu_expires(fs, qemu):
     vm = qemu.vm(spec=qemu.spec(extra="expires: 1h\n"))
     vm.do("start")
-    qemu.booted(vm)
     pid = vm.pid
     vm.write("spec.yaml", qemu.spec(extra="expires: 1s\n"))
     gone(vm)

@@ -73,7 +73,8 @@ def test_taken(up, backend, taken):
         up.error("EADDRINUSE", "nics.eth0.ports", str(taken))
         (up / "spec.yaml.rej").unlink()
         assert (up.spec, up.status) == before and up.read("pending") == ""
-        assert banner(f"127.0.0.1:{mine}") and not banner(f"127.0.0.1:{taken}")
+        assert until(lambda: banner(f"127.0.0.1:{mine}"), "the guest answers")
+        assert not banner(f"127.0.0.1:{taken}")
     up.fs.sh(f"cp web1/spec.yaml $BASE/spec; sed -i s/{mine}/{taken}/ web1/spec.yaml", check=False,
              env={"BASE": str(up.fs.base)})
     assert up.error("EADDRINUSE")[1] != "EBADMSG" and (up.spec, up.status) == before

@@ -167,8 +167,7 @@ def test_address_without_an_agent(qemu):
 
 def test_tty_both_ways(qemu):
     vm = qemu.vm()
-    vm.do("start")
-    qemu.booted(vm)
+    qemu.up(vm)
     fd = os.open(vm / "tty", os.O_RDWR | os.O_NOCTTY)
     try:
         os.write(fd, b"echo tty-$((40 + 2))\r")

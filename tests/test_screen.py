@@ -208,8 +208,7 @@ def test_shows_the_guest(qemu, display):
 @pytest.mark.qemu
 def test_qemu_that_stands_still(qemu):
     vm = qemu.vm()
-    vm.do("start")
-    qemu.booted(vm)
+    qemu.up(vm)
     os.kill(vm.pid, signal.SIGSTOP)
     try:
         with fails(ETIMEDOUT), deadline(15):

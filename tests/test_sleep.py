@@ -211,8 +211,7 @@ def test_kill9_of_the_daemon_in_the_middle(up, backend, fs, verb, after_ms):
 @pytest.mark.parametrize("after_ms", [0, 10, 40, 80])
 def test_kill9_of_qemu_in_the_middle_of_sleep(qemu, fs, after_ms):
     vm = qemu.vm()
-    vm.do("start")
-    qemu.booted(vm)
+    qemu.up(vm)
     pid = vm.pid
     events = vm.events()
     writer = fs.spawn("bash", "-c", f"echo sleep > {vm / 'state'}")
@@ -229,8 +228,7 @@ def test_kill9_of_qemu_in_the_middle_of_sleep(qemu, fs, after_ms):
 @pytest.mark.qemu
 def test_kill9_of_qemu_in_the_middle_of_wake(qemu, fs):
     vm = qemu.vm()
-    vm.do("start")
-    qemu.booted(vm)
+    qemu.up(vm)
     qemu.remember(vm, "blue")
     vm.do("sleep")
     events = vm.events()
@@ -310,8 +308,7 @@ def test_cancelled_sleep_tells_why(sim, fs):
 def test_disk_is_full(qemu, fs):
     """A file system that is too small for the memory."""
     vm = qemu.vm()
-    vm.do("start")
-    qemu.booted(vm)
+    qemu.up(vm)
     qemu.remember(vm, "blue")
     small = data(fs)
     if os.geteuid():
@@ -332,9 +329,7 @@ def test_disk_is_full(qemu, fs):
 def test_clock(qemu):
     """The guest's clock is right soon after it woke, by its agent."""
     vm = qemu.vm()
-    vm.do("start")
-    qemu.booted(vm)
-    vm.wait("agent", 60)
+    qemu.up(vm)
     vm.do("sleep")
     time.sleep(3)  # what a clock that stood still would lack
     vm.do("wake")

@@ -504,8 +504,7 @@ def test_kill9_of_the_daemon_in_the_middle_of_restore(up, backend, fs, after_ms)
 @pytest.mark.parametrize("after_ms", [0, 20, 100, 300])
 def test_kill9_of_qemu_in_the_middle(qemu, fs, after_ms):
     vm = qemu.vm()
-    vm.do("start")
-    qemu.booted(vm)
+    qemu.up(vm)
     pid = vm.pid
     making = fs.spawn("mkdir", vm / "snapshots/s1")
     time.sleep(after_ms / 1000)  # nothing to wait for: any moment will do
@@ -609,8 +608,7 @@ def test_disk_that_is_a_file_of_the_user(qemu, guest):
 @pytest.mark.qemu
 def test_pause_is_told(qemu):
     vm = qemu.vm()
-    vm.do("start")
-    qemu.booted(vm)
+    qemu.up(vm)
     take(vm, "s1")
     facts = dict(line[2:].split(" ", 1) for line in vm.read("snapshots/s1/manifest").splitlines()
                  if line.startswith("# "))

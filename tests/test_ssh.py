@@ -18,8 +18,7 @@ from lib.util import fails, get, until
 @pytest.fixture
 def guest_vm(backend):
     vm = backend.vm()
-    vm.do("start")
-    vm.wait("agent", 60)
+    backend.up(vm)
     return vm
 
 

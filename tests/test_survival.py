@@ -273,8 +273,7 @@ def test_damaged_state_directory(fs, vm, junk):
 @pytest.mark.qemu
 def test_qemu_never_noticed(fs, qemu):
     vm = qemu.vm()
-    vm.do("start")
-    qemu.booted(vm)
+    qemu.up(vm)
     vm.wait("ip")
     before = {n: vm.read(n) for n in ("state", "pid", "id", "ip", "error", "cmdline")}
     log = vm.read("console.log")

@@ -86,14 +86,15 @@ class Qemu:
     ip = "10.0.2.15"
     after_crash = "signal-9"
     snapshot_files, booked = Sim.snapshot_files, Sim.booked
+    CMDLINE = "console=ttyS0 quiet init_on_free=1"  # memory that is zeros is not saved
 
-    def __init__(self, fs, guest, golden=None):
+    def __init__(self, fs, guest, golden):
         self.fs, self.guest, self.golden = fs, guest, golden
 
     def spec(self, cmdline="", cpus=1, extra="", accel="tcg", nic="{network: user}"):
         return (f"backend: qemu\naccel: {accel}\ncpus: {cpus}\nmemory: 256MiB\n"
                 f"boot:\n  kernel: {self.guest.kernel}\n  initrd: {self.guest.initrd}\n"
-                f"  cmdline: \"console=ttyS0 quiet {cmdline}\"\n"
+                f"  cmdline: \"{self.CMDLINE} {cmdline}\"\n"
                 f"nics:\n  eth0: {nic}\n{extra}")
 
     @property
@@ -107,8 +108,7 @@ class Qemu:
 
     def stubborn_vm(self):
         vm = self.vm(spec=self.spec("vmfs.noacpi vmfs.noagent"))
-        vm.do("start")
-        self.booted(vm)
+        self.up(vm)
         return vm
 
     def booted(self, vm):
@@ -120,17 +120,23 @@ class Qemu:
 
     def up(self, vm):
         """The like of it has booted once, and it goes on from there."""
-        if vm.spec != self.spec():
-            vm.do("start")
-            self.booted(vm)
+        if self.golden.has(vm):
+            self.golden.restore(vm)
             return
-        if not self.golden.tar.exists():
-            self.golden.make(lambda fs: Qemu(fs, self.guest))
-        self.golden.restore(vm)
+        self._boot(vm)
+        self.golden.keep(vm)
+
+    def _boot(self, vm):
+        if vm.state == "stopped":
+            vm.do("start")
+        self.booted(vm)
+        if "vmfs.noagent" not in vm.spec:
+            vm.wait("agent", 60)
 
     def watch(self, vm):
         console = vm.follow("console")
-        self.rebooted(console)  # the first boot
+        for _ in range(vm.read("console.log").count("GUEST-UP")):  # a guest that was restored has none
+            self.rebooted(console)
         return console
 
     def rebooted(self, watch):
@@ -176,10 +182,17 @@ class Libvirt(Qemu):
     STATES = {"running": "running", "paused": "paused", "shut off": "asleep"}
 
     def __init__(self, fs, guest, libvirtd):
-        super().__init__(fs, guest)
+        super().__init__(fs, guest, libvirtd.golden)
         self.libvirtd = libvirtd
 
-    up = Sim.up
+    def up(self, vm):
+        vm.do("start")
+        if self.golden.has(vm):
+            vm.do("kill")  # it has its domain now
+            self.golden.restore(vm)
+        else:
+            self._boot(vm)
+            self.golden.keep(vm)
 
     def spec(self, *args, **kwargs):
         return super().spec(*args, **kwargs).replace("backend: qemu", "backend: libvirt")

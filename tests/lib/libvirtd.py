@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from lib.golden import Saved
 from lib.util import alive, until
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
@@ -85,7 +86,7 @@ class Libvirtd:
         if address:
             (self.dir / "qemu.conf").write_text(f'migration_host = "{address}"\n')
             (self.dir / "libvirtd.conf").write_text(f'host_uuid = "{uuids.uuid4()}"\n')
-        self.proc = None
+        self.proc, self.golden = None, Saved(self)
         self.start()
 
     @property
