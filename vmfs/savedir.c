@@ -9,189 +9,20 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "vmfs/digest.h"
 #include "vmfs/err.h"
+#include "vmfs/grow.h"
 #include "vmfs/loop.h"
 
-#define HEADER	   "# vmfs snapshot "
-#define VERSION	   "1"
-#define CHUNK	   (1u << 20)
-#define SHA256_HEX 64
-
-/* ---- the manifest ---- */
-
-static void saved_file_free(void *arg)
-{
-	SavedFile *f = arg;
-
-	g_free(f->name);
-	g_free(f);
-}
-
-static Manifest *manifest_new(void)
-{
-	Manifest *m = g_rc_box_new0(Manifest);
-
-	m->files = g_ptr_array_new_with_free_func(saved_file_free);
-	m->facts = g_ptr_array_new_with_free_func(g_free);
-	return m;
-}
-
-static void manifest_clear(void *arg)
-{
-	Manifest *m = arg;
-
-	g_ptr_array_unref(m->files);
-	g_ptr_array_unref(m->facts);
-}
-
-void manifest_unref(Manifest *m)
-{
-	g_rc_box_release_full(m, manifest_clear);
-}
-
-static SavedFile *find_file(const Manifest *m, const char *name)
-{
-	for (guint i = 0; i < m->files->len; i++) {
-		SavedFile *f = m->files->pdata[i];
-
-		if (!strcmp(f->name, name))
-			return f;
-	}
-	return NULL;
-}
-
-const SavedFile *manifest_file(const Manifest *m, const char *name)
-{
-	return find_file(m, name);
-}
-
-const char *manifest_fact(const Manifest *m, const char *key)
-{
-	const size_t len = strlen(key);
-
-	for (guint i = 0; i < m->facts->len; i++) {
-		const char *fact = m->facts->pdata[i];
-
-		if (!strncmp(fact, key, len) && fact[len] == ' ')
-			return fact + len + 1;
-	}
-	return NULL;
-}
-
-bool savedir_is_name(const char *name)
-{
-	const size_t len = strlen(name);
-
-	if (!len || len > SAVEDIR_MAX_NAME || !g_ascii_isalnum(*name))
-		return false;
-	for (size_t i = 0; i < len; i++)
-		if (!g_ascii_isalnum(name[i]) && !strchr("._-", name[i]))
-			return false;
-	return true;
-}
-
-static SavedFile *add_file(Manifest *m, const char *name)
-{
-	SavedFile *f = g_new0(SavedFile, 1);
-
-	f->name = g_strdup(name);
-	f->size = UINT64_MAX;
-	g_ptr_array_add(m->files, f);
-	return f;
-}
-
-static bool parse_sum(Manifest *m, const char *line, GError **err)
-{
-	const char *name = line + SHA256_HEX + 2;
-
-	if (strspn(line, "0123456789abcdef") != SHA256_HEX || line[SHA256_HEX] != ' ' ||
-	    !line[SHA256_HEX + 1] || !savedir_is_name(name) || !strcmp(name, SAVEDIR_MANIFEST))
-		return err_set(err, EBADMSG, "manifest: '%.100s' is not a checksum and a name",
-			       line);
-	if (find_file(m, name))
-		return err_set(err, EBADMSG, "manifest: two checksums of '%s'", name);
-	if (m->files->len == SAVEDIR_MAX_FILES)
-		return err_set(err, EBADMSG, "manifest: more than %d files", SAVEDIR_MAX_FILES);
-	memcpy(add_file(m, name)->sha256, line, SHA256_HEX);
-	return true;
-}
-
-/* "# size 1048576 memory" tells how much there is to come; sha256sum(1) takes it for a comment. */
-static void parse_sizes(Manifest *m)
-{
-	for (guint i = 0; i < m->facts->len; i++) {
-		const char *fact = m->facts->pdata[i];
-		char *end;
-		guint64 size;
-		SavedFile *f;
-
-		if (!g_str_has_prefix(fact, "size "))
-			continue;
-		size = g_ascii_strtoull(fact + 5, &end, 10);
-		f = *end == ' ' ? find_file(m, end + 1) : NULL;
-		if (f)
-			f->size = size;
-	}
-}
-
-Manifest *manifest_parse(const char *data, size_t len, GError **err)
-{
-	g_autofree char *text = g_strndup(data, MIN(len, SAVEDIR_MAX_MANIFEST));
-	g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
-	g_autoptr(Manifest) m = manifest_new();
-	guint i;
-
-	if (!g_str_has_prefix(text, HEADER)) {
-		(void)err_set(err, EBADMSG, "manifest: it does not begin with '" HEADER "'");
-		return NULL;
-	}
-	if (strcmp(lines[0] + strlen(HEADER), VERSION)) {
-		(void)err_set(
-			err, ENOTSUP,
-			"manifest: made by another version of vmfs: format %.20s, not " VERSION,
-			lines[0] + strlen(HEADER));
-		return NULL;
-	}
-	for (i = 1; lines[i]; i++) {
-		if (g_str_has_prefix(lines[i], "# "))
-			g_ptr_array_add(m->facts, g_strdup(lines[i] + 2));
-		else if (*lines[i] && !parse_sum(m, lines[i], err))
-			return NULL;
-	}
-	/* The last line has an end, or more is to come. */
-	if (*lines[i - 1] || !m->files->len) {
-		(void)err_set(err, EBADMSG, "manifest: it is incomplete");
-		return NULL;
-	}
-	parse_sizes(m);
-	return g_steal_pointer(&m);
-}
-
-static GBytes *manifest_text(const Manifest *m)
-{
-	GString *out = g_string_new(HEADER VERSION "\n");
-	gsize len;
-
-	for (guint i = 0; i < m->facts->len; i++)
-		g_string_append_printf(out, "# %s\n", (char *)m->facts->pdata[i]);
-	for (guint i = 0; i < m->files->len; i++) {
-		const SavedFile *f = m->files->pdata[i];
-		g_string_append_printf(out, "# size %" G_GUINT64_FORMAT " %s\n", f->size, f->name);
-	}
-	for (guint i = 0; i < m->files->len; i++) {
-		const SavedFile *f = m->files->pdata[i];
-		g_string_append_printf(out, "%s  %s\n", f->sha256, f->name);
-	}
-	len = out->len;
-	return g_bytes_new_take(g_string_free(out, FALSE), len);
-}
+#define CHUNK	 (1u << 20)
+#define MAX_JOBS 64 /* at once */
 
 /* ---- files ---- */
 
@@ -391,63 +222,63 @@ struct SaveJob {
 	uid_t uid;
 	gid_t gid;
 	Manifest *manifest; /* SEAL: with the facts */
+	int written;	    /* SEAL: an eventfd; or -1 */
+	int file;	    /* SEAL: the one of the moment */
 	GError *err;
-	gint cancelled; /* atomic, as is percent */
-	gint percent;
-	uint64_t total, seen; /* bytes */
-	GPtrArray *pairs;     /* COPY */
+	gint cancelled, complete; /* atomic */
+	GPtrArray *pairs;	  /* COPY */
 	SaveDone done;
 	void *arg;
 };
 
-static bool count(SaveJob *j, size_t n, GError **err)
+static bool goes_on(void *arg, GError **err)
 {
-	j->seen += n;
-	if (j->total)
-		g_atomic_int_set(&j->percent, (gint)(j->seen * 100 / j->total));
+	SaveJob *j = arg;
+
 	return !g_atomic_int_get(&j->cancelled) || err_set(err, ECANCELED, "cancelled");
 }
 
-/* The checksum of a file as hexadecimal text, and its size. */
-static bool hash_file(SaveJob *j, int fd, const char *name, char sha256[SHA256_HEX + 1],
-		      uint64_t *size, GError **err)
+static bool hash_end(Digest *d, const char *name, char sha256[DIGEST_HEX + 1], uint64_t *size,
+		     GError **err)
 {
-	EVP_MD_CTX *md = EVP_MD_CTX_new();
-	g_autofree unsigned char *buf = g_malloc(CHUNK);
-	unsigned char sum[EVP_MAX_MD_SIZE];
-	unsigned len = 0;
-	ssize_t n = 0;
-	bool ok = md && EVP_DigestInit_ex(md, EVP_sha256(), NULL);
+	g_autoptr(GError) e = NULL;
 
-	*size = 0;
-	while (ok && (n = read(fd, buf, CHUNK)) > 0) {
-		*size += (uint64_t)n;
-		ok = count(j, (size_t)n, err) && EVP_DigestUpdate(md, buf, (size_t)n);
-	}
-	if (n < 0)
-		ok = err_set(err, errno, "cannot read '%s': %s", name, g_strerror(errno));
-	ok = ok && EVP_DigestFinal_ex(md, sum, &len) && len == SHA256_HEX / 2;
-	EVP_MD_CTX_free(md);
-	for (unsigned i = 0; ok && i < len; i++)
-		g_snprintf(sha256 + 2 * i, 3, "%02x", sum[i]);
-	if (!ok && err && !*err)
-		return err_set(err, EIO, "cannot make the checksum of '%s'", name);
-	return ok;
+	return digest_end(d, sha256, size, &e) ||
+	       err_set(err, err_code(e), "cannot read '%s': %s", name, e->message);
 }
 
-static bool seal_file(SaveJob *j, int dir, SavedFile *f, GError **err)
+/* The disk has as much to do with a file as its checksum, and can at the same time. */
+static void *flush(void *arg)
+{
+	const SaveJob *j = arg;
+
+	return GINT_TO_POINTER(grow_flush(j->file, j->written));
+}
+
+static bool seal_file(SaveJob *j, int fd, SavedFile *f, GError **err)
+{
+	g_autoptr(Digest) d = digest_new(fd, goes_on, j);
+	GThread *thread;
+	bool ok;
+	int code;
+
+	j->file = fd;
+	thread = g_thread_try_new("flush", flush, j, NULL);
+	digest_follow(d, j->written);
+	ok = hash_end(d, f->name, f->sha256, &f->size, err);
+	code = GPOINTER_TO_INT(thread ? g_thread_join(thread) : flush(j));
+	if (!ok)
+		return false;
+	return !code || err_set(err, code, "'%s': %s", f->name, g_strerror(code));
+}
+
+static bool seal_name(SaveJob *j, int dir, SavedFile *f, GError **err)
 {
 	const int fd = savedir_open_file(dir, f->name, false, err);
-	bool ok;
+	const bool ok = fd >= 0 && seal_file(j, fd, f, err);
 
-	if (fd < 0)
-		return false;
-	/* The disk works while we do. */
-	(void)sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
-	ok = hash_file(j, fd, f->name, f->sha256, &f->size, err);
-	if (ok && fdatasync(fd))
-		ok = err_set(err, errno, "'%s': %s", f->name, g_strerror(errno));
-	close(fd);
+	if (fd >= 0)
+		close(fd);
 	return ok;
 }
 
@@ -463,31 +294,49 @@ static bool list_files(SaveJob *j, int dir, GError **err)
 	const int fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *d = fd < 0 ? NULL : fdopendir(fd);
 	const struct dirent *e;
-	struct stat st;
 
 	if (!d)
 		return err_set(err, errno, "%s: %s", j->path, g_strerror(errno));
-	while ((e = readdir(d)) && j->manifest->files->len < SAVEDIR_MAX_FILES) {
-		if (!savedir_is_name(e->d_name) || !strcmp(e->d_name, SAVEDIR_MANIFEST))
-			continue;
-		if (!fstatat(dir, e->d_name, &st, AT_SYMLINK_NOFOLLOW))
-			j->total += (uint64_t)st.st_size;
-		add_file(j->manifest, e->d_name);
-	}
+	while ((e = readdir(d)) && j->manifest->files->len < SAVEDIR_MAX_FILES)
+		if (savedir_is_name(e->d_name) && strcmp(e->d_name, SAVEDIR_MANIFEST))
+			manifest_add(j->manifest, e->d_name);
 	closedir(d);
 	g_ptr_array_sort(j->manifest->files, by_name);
 	return true;
 }
 
-static bool seal(SaveJob *j, int dir, GError **err)
+static bool seal_all(SaveJob *j, int dir, const SavedFile *memory, GError **err)
 {
-	g_autoptr(GBytes) text = NULL;
-
 	if (!list_files(j, dir, err))
 		return false;
-	for (guint i = 0; i < j->manifest->files->len; i++)
-		if (!seal_file(j, dir, j->manifest->files->pdata[i], err))
+	for (guint i = 0; i < j->manifest->files->len; i++) {
+		SavedFile *f = j->manifest->files->pdata[i];
+
+		if (memory && !strcmp(f->name, memory->name)) {
+			f->size = memory->size;
+			g_strlcpy(f->sha256, memory->sha256, sizeof(f->sha256));
+		} else if (!seal_name(j, dir, f, err)) {
 			return false;
+		}
+	}
+	return true;
+}
+
+/* Memory first: it may still be being written, and is sealed as it comes. */
+static bool seal(SaveJob *j, int dir, GError **err)
+{
+	SavedFile memory = { .name = (char *)SAVEDIR_MEMORY };
+	g_autoptr(GBytes) text = NULL;
+	const bool has_memory = !faccessat(dir, memory.name, F_OK, AT_SYMLINK_NOFOLLOW);
+
+	if (!has_memory)
+		grow_wait(j->written);
+	else if (!seal_name(j, dir, &memory, err))
+		return false;
+	/* The facts are there as well, unless it was cancelled. */
+	if (!goes_on(j, err) || !g_atomic_int_get(&j->complete) ||
+	    !seal_all(j, dir, has_memory ? &memory : NULL, err))
+		return false;
 	text = manifest_text(j->manifest);
 	if (!savedir_put(dir, SAVEDIR_MANIFEST, text, j->uid, j->gid, err))
 		return false;
@@ -496,9 +345,10 @@ static bool seal(SaveJob *j, int dir, GError **err)
 
 static bool verify_file(SaveJob *j, int dir, const SavedFile *f, GError **err)
 {
-	char sha256[SHA256_HEX + 1] = "";
+	char sha256[DIGEST_HEX + 1] = "";
 	uint64_t size;
 	const int fd = savedir_open_file(dir, f->name, false, err);
+	g_autoptr(Digest) d = NULL;
 	bool ok;
 
 	if (fd < 0) {
@@ -508,7 +358,8 @@ static bool verify_file(SaveJob *j, int dir, const SavedFile *f, GError **err)
 		}
 		return false;
 	}
-	ok = hash_file(j, fd, f->name, sha256, &size, err);
+	d = digest_new(fd, goes_on, j);
+	ok = hash_end(d, f->name, sha256, &size, err);
 	close(fd);
 	if (!ok)
 		return false;
@@ -534,11 +385,6 @@ static bool verify(SaveJob *j, int dir, GError **err)
 	j->manifest = manifest_parse(data ? data : "", len, err);
 	if (!j->manifest)
 		return false;
-	for (guint i = 0; i < j->manifest->files->len; i++) {
-		const SavedFile *f = j->manifest->files->pdata[i];
-		if (f->size != UINT64_MAX && f->size < (1ull << 50))
-			j->total += f->size;
-	}
 	for (guint i = 0; i < j->manifest->files->len; i++)
 		if (!verify_file(j, dir, j->manifest->files->pdata[i], err))
 			return false;
@@ -559,7 +405,7 @@ static bool copy_range(SaveJob *j, int from, int to, off_t at, off_t end, GError
 			return err_set(err, errno, "%s", g_strerror(errno));
 		if (!n)
 			return true;
-		if (!count(j, 0, err))
+		if (!goes_on(j, err))
 			return false;
 	}
 	return true;
@@ -665,6 +511,8 @@ static void work(void *arg)
 	SaveJob *j = arg;
 	int dir;
 
+	if (j->err)
+		return;
 	if (j->kind == COPY) {
 		copy(j);
 		return;
@@ -694,6 +542,8 @@ static void worked(void *arg)
 		manifest_unref(j->manifest);
 	if (j->pairs)
 		g_ptr_array_unref(j->pairs);
+	if (j->written >= 0)
+		close(j->written);
 	g_free(j->path);
 	g_free(j->to);
 	g_free(j);
@@ -705,30 +555,55 @@ static SaveJob *job_new(SaveKind kind, const char *path, SaveDone done, void *ar
 
 	j->kind = kind;
 	j->path = g_strdup(path);
+	j->written = -1;
 	j->done = done;
 	j->arg = arg;
 	return j;
 }
 
-SaveJob *savedir_seal(const char *path, uid_t uid, gid_t gid, const GPtrArray *facts, SaveDone done,
-		      void *arg)
+static void begin(SaveJob *j)
+{
+	static Pool *pool;
+
+	/* A large file, or one that is long being written, keeps nobody else waiting. */
+	if (!pool)
+		pool = pool_new(MAX_JOBS);
+	pool_work(pool, work, worked, j);
+}
+
+SaveJob *savedir_seal(const char *path, uid_t uid, gid_t gid, SaveDone done, void *arg)
 {
 	SaveJob *j = job_new(SEAL, path, done, arg);
 
 	j->uid = uid;
 	j->gid = gid;
 	j->manifest = manifest_new();
+	j->written = eventfd(0, EFD_CLOEXEC);
+	if (j->written < 0)
+		(void)err_set(&j->err, errno, "%s: %s", path, g_strerror(errno));
+	begin(j);
+	return j;
+}
+
+static void wake_up(const SaveJob *j)
+{
+	if (j->written >= 0)
+		(void)eventfd_write(j->written, 1);
+}
+
+void savedir_written(SaveJob *j, const GPtrArray *facts)
+{
 	for (guint i = 0; i < facts->len; i++)
 		g_ptr_array_add(j->manifest->facts, g_strdup(facts->pdata[i]));
-	loop_work(work, worked, j);
-	return j;
+	g_atomic_int_set(&j->complete, 1);
+	wake_up(j);
 }
 
 SaveJob *savedir_verify(const char *path, SaveDone done, void *arg)
 {
 	SaveJob *j = job_new(VERIFY, path, done, arg);
 
-	loop_work(work, worked, j);
+	begin(j);
 	return j;
 }
 
@@ -737,7 +612,7 @@ SaveJob *savedir_publish(const char *path, const char *to, SaveDone done, void *
 	SaveJob *j = job_new(PUBLISH, path, done, arg);
 
 	j->to = g_strdup(to);
-	loop_work(work, worked, j);
+	begin(j);
 	return j;
 }
 
@@ -745,7 +620,7 @@ SaveJob *savedir_drop(const char *path, SaveDone done, void *arg)
 {
 	SaveJob *j = job_new(DROP, path, done, arg);
 
-	loop_work(work, worked, j);
+	begin(j);
 	return j;
 }
 
@@ -758,18 +633,15 @@ SaveJob *savedir_copy(const GPtrArray *pairs, uid_t uid, gid_t gid, SaveDone don
 	j->pairs = g_ptr_array_new_with_free_func(g_free);
 	for (guint i = 0; i < pairs->len; i++)
 		g_ptr_array_add(j->pairs, g_strdup(pairs->pdata[i]));
-	loop_work(work, worked, j);
+	begin(j);
 	return j;
-}
-
-unsigned savedir_percent(const SaveJob *job)
-{
-	return (unsigned)CLAMP(g_atomic_int_get(&job->percent), 0, 100);
 }
 
 void savedir_cancel(SaveJob **job)
 {
-	if (*job)
+	if (*job) {
 		g_atomic_int_set(&(*job)->cancelled, 1);
+		wake_up(*job);
+	}
 	*job = NULL;
 }

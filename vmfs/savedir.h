@@ -12,38 +12,13 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "vmfs/manifest.h"
 #include "vmfs/spec.h"
 
-#define SAVEDIR_MANIFEST "manifest"
-#define SAVEDIR_MEMORY	 "memory"
-#define SAVEDIR_SPEC	 "spec.yaml"
+#define SAVEDIR_MEMORY "memory"
+#define SAVEDIR_SPEC   "spec.yaml"
 
-#define SAVEDIR_MAX_FILES    100
-#define SAVEDIR_MAX_NAME     100
-#define SAVEDIR_MAX_MANIFEST (64u << 10) /* bytes */
-#define SAVEDIR_MAX_SPEC     (256u << 10)
-
-typedef struct SavedFile {
-	char *name;
-	uint64_t size; /* UINT64_MAX: not told */
-	char sha256[65];
-} SavedFile;
-
-/* Counted: g_rc_box. */
-typedef struct Manifest {
-	GPtrArray *files; /* of SavedFile */
-	GPtrArray *facts; /* "key value" strings */
-} Manifest;
-
-Manifest *manifest_parse(const char *text, size_t len, GError **err);
-void manifest_unref(Manifest *m);
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(Manifest, manifest_unref)
-/* NULL: there is none of that name. */
-const SavedFile *manifest_file(const Manifest *m, const char *name);
-const char *manifest_fact(const Manifest *m, const char *key);
-
-/* A name that a file in such a directory may have. */
-bool savedir_is_name(const char *name);
+#define SAVEDIR_MAX_SPEC (256u << 10) /* bytes */
 
 /* An open directory, -1 and err. What it holds belongs to the user given. */
 int savedir_make(const char *path, uid_t uid, gid_t gid, GError **err);
@@ -76,10 +51,12 @@ typedef void (*SaveDone)(void *arg, const Manifest *m, const GError *err);
 
 /*
  * Make the manifest of all files that are in it, and see to it that all of it is safe on the disk.
- * facts are "key value" strings, copied.
+ * Its memory may still be being written, and is read meanwhile: done is not called with success
+ * before savedir_written().
  */
-SaveJob *savedir_seal(const char *path, uid_t uid, gid_t gid, const GPtrArray *facts, SaveDone done,
-		      void *arg);
+SaveJob *savedir_seal(const char *path, uid_t uid, gid_t gid, SaveDone done, void *arg);
+/* All files are there. facts are "key value" strings for the manifest, copied. */
+void savedir_written(SaveJob *job, const GPtrArray *facts);
 /* EBADMSG when a file is missing or is not what the manifest says. */
 SaveJob *savedir_verify(const char *path, SaveDone done, void *arg);
 /* Give a directory its final name once all of it is safe on the disk. The manifest has no sums. */
@@ -92,6 +69,5 @@ SaveJob *savedir_drop(const char *path, SaveDone done, void *arg);
  * copied. The manifest is NULL.
  */
 SaveJob *savedir_copy(const GPtrArray *pairs, uid_t uid, gid_t gid, SaveDone done, void *arg);
-unsigned savedir_percent(const SaveJob *job);
 /* Clears *job, which may be NULL. The work ends soon, and nobody is told. */
 void savedir_cancel(SaveJob **job);

@@ -127,7 +127,9 @@ static void prepare_undo(Op *op, void *ctx)
 	(void)savedir_drop(s->dir, dropped, op);
 }
 
-/* ---- memory ---- */
+/* ---- memory, and its checksum meanwhile ---- */
+
+static void sealed(void *arg, const Manifest *m, const GError *err);
 
 static void saved(void *arg, const GError *err)
 {
@@ -147,6 +149,7 @@ static void memory_run(Op *op, void *ctx)
 
 	s->resume = !q->paused;
 	q->held = true;
+	s->job = savedir_seal(s->dir, vm_uid(qemu_vm(q)), vm_gid(qemu_vm(q)), sealed, s);
 	qmp_execute(q->qmp, "stop", NULL, NULL, NULL);
 	s->stream = qemu_stream_out(q, op, s->memory, saved, s);
 	s->memory = -1;
@@ -169,6 +172,7 @@ static void memory_undo(Op *op, void *ctx)
 	Sleep *s = ctx;
 	QemuVm *q = s->q;
 
+	savedir_cancel(&s->job);
 	if (q->qmp && !q->exited)
 		qemu_stream_abort(q, aborted, s);
 	else
@@ -182,18 +186,19 @@ static void sealed(void *arg, const Manifest *m, const GError *err)
 	Sleep *s = arg;
 
 	s->job = NULL;
-	if (err)
+	if (err) {
+		drop(s); /* it may be before all is written */
 		op_fail(s->op, g_error_copy(err));
-	else
+	} else {
 		op_next(s->op);
+	}
 }
 
 static void seal_run(Op *op, void *ctx)
 {
 	Sleep *s = ctx;
-	Vm *vm = qemu_vm(s->q);
 
-	s->job = savedir_seal(s->dir, vm_uid(vm), vm_gid(vm), s->facts, sealed, s);
+	savedir_written(s->job, s->facts);
 }
 
 static void recorded(void *arg, const GError *err)

@@ -551,7 +551,9 @@ static void seal_run(Op *op, void *ctx)
 	Taking *t = ctx;
 	Vm *vm = qemu_vm(t->q);
 
-	t->job = savedir_seal(t->dir, vm_uid(vm), vm_gid(vm), t->facts, job_done, t);
+	/* Not while the guest stands still: its memory is on the way to the disk the sooner. */
+	t->job = savedir_seal(t->dir, vm_uid(vm), vm_gid(vm), job_done, t);
+	savedir_written(t->job, t->facts);
 }
 
 static void end_run(Op *op, void *ctx)

@@ -112,7 +112,8 @@ static void seal_run(Op *op, void *ctx)
 	g_autoptr(GPtrArray) facts = g_ptr_array_new();
 
 	g_ptr_array_add(facts, (char *)"backend sim");
-	v->job = savedir_seal(v->dir, vm_uid(vm), vm_gid(vm), facts, job_done, v);
+	v->job = savedir_seal(v->dir, vm_uid(vm), vm_gid(vm), job_done, v);
+	savedir_written(v->job, facts);
 }
 
 static void record_run(Op *op, void *ctx)
