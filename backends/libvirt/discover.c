@@ -342,13 +342,6 @@ void lv_look(LvHost *lh, const char *key)
 		loop_defer(look_soon, lv_host_tag(lh));
 }
 
-void lv_told(LvVm *lv, LvState state)
-{
-	if (lv->host && lv->base.vm->home.key)
-		(void)overtake(lv->host, lv->base.vm->home.key);
-	lv_show(lv, state);
-}
-
 void lv_look_no_more(LvHost *lh)
 {
 	timer_stop(&lh->first);

@@ -213,8 +213,6 @@ void lv_look(LvHost *lh, const char *key);
 bool lv_overtake(LvHost *lh, const char *key);
 /* Forget what was to be looked at: the host is away. */
 void lv_look_no_more(LvHost *lh);
-/* An order has made it so, of which there need not be an event: what a look saw before is old. */
-void lv_told(LvVm *lv, LvState state);
 
 /* move.c */
 void lv_migrate(BackendVm *bv, Op *op);

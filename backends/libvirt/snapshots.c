@@ -324,7 +324,7 @@ static void done(LvCall *c)
 		renew(lv);
 	lv->holding = OP_NONE;
 	if (c->state.state != VM_STATE_MAX)
-		lv_told(lv, c->state);
+		lv_show(lv, c->state);
 	forget_told(lv);
 	if (c->list)
 		tell(lv, c->list);

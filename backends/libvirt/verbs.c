@@ -97,7 +97,7 @@ LvCall *lv_op_begin(LvVm *lv, Op *op, bool (*work)(LvCall *c, GError **err),
 static void take_state(LvCall *c)
 {
 	if (lv_call_alive(c) && !c->error && c->state.state != VM_STATE_MAX)
-		lv_told(c->lv, c->state);
+		lv_show(c->lv, c->state);
 }
 
 static void simple_done(LvCall *c)
@@ -202,7 +202,7 @@ static void destroyed(LvCall *c)
 		return;
 	}
 	/* A transient one is no more: then there is no state. */
-	lv_told(c->lv,
+	lv_show(c->lv,
 		c->state.state == VM_STATE_MAX ? (LvState){ VM_STOPPED, "killed" } : c->state);
 	if (c->lv->op)
 		lv_op_end(c->lv, NULL);
