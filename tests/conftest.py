@@ -37,6 +37,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    # Those with guests last long: the short ones are what the end is shared out of.
+    items.sort(key=lambda item: not item.get_closest_marker("qemu"))
     if config.getoption("--all"):
         return
     seen = Counter()
@@ -189,6 +191,12 @@ MARKS = {"qemu": [pytest.mark.qemu], "libvirt": [pytest.mark.qemu, pytest.mark.l
 def backend(request):
     """Each backend in turn: how to have a VM of it, and how to make its guest do things."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def thorough(request):
+    """Whether this is the long run: where a part of the rounds is enough in the other."""
+    return request.config.getoption("--all")
 
 
 @pytest.fixture

@@ -457,7 +457,7 @@ def test_stubborn_guest_keeps_its_disk(qemu, disk):
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("end", ["crash", "kill", "reboot"])
+@pytest.mark.parametrize("end", ["crash", "reboot", pytest.param("kill", marks=pytest.mark.slow)])
 def test_guest_ends_in_the_middle(qemu, disk, end):
     vm = qemu.vm(spec=qemu.spec(STUBBORN, extra=f"disks: {{data: {{file: {disk()}}}}}\n"))
     vm.do("start")

@@ -479,13 +479,13 @@ def test_generation_id(qemu, fs):
 
 
 @pytest.mark.qemu
-def test_twenty_at_once(qemu, fs):
+def test_many_at_once(qemu, fs, thorough):
     base = golden(qemu.vm(spec=qemu.spec()), qemu)
     base.do("kill")
-    clones = [clone(fs, f"c{i}") for i in range(20)]
+    clones = [clone(fs, f"c{i}") for i in range(20 if thorough else 6)]
     start = time.monotonic()
     writers = [fs.spawn("bash", "-c", f"echo start > {vm / 'state'}") for vm in clones]
-    assert [w.finish(120) for w in writers] == [0] * 20, [vm.read("error") for vm in clones]
+    assert [w.finish(120) for w in writers] == [0] * len(clones), [vm.read("error") for vm in clones]
     assert time.monotonic() - start < 60
     assert {vm.state for vm in clones} == {"running"}
     assert len(list(fs.state.glob("vms/*/template.*"))) == 1

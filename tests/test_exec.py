@@ -321,8 +321,7 @@ NONSENSE = '{"return": {"exited": true, "exitcode": 1e99}}'
 @pytest.mark.qemu
 def test_agent_that_lies(backend, answer, status, errno):
     vm = backend.vm(spec=backend.spec("vmfs.noagent"))
-    vm.do("start")
-    backend.booted(vm)
+    backend.up(vm)
     liar = LIAR.replace("STATUS", status).replace("EXEC", answer).replace("\n", " ")
     vm.write("console", liar + "\n", 0)
     vm.wait("agent")

@@ -139,6 +139,7 @@ def test_other_host_dies_meanwhile(slow, nodes):
     assert running(nodes[1]) == [] and vm.fs.names() == ["web"]
 
 
+@pytest.mark.slow  # in test_other_host_dies_meanwhile it is as lost
 def test_other_host_freezes_meanwhile(slow, nodes):
     vm = slow
     echo = move(vm, "node2")

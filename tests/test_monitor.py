@@ -281,9 +281,8 @@ def test_keys_reach_the_guest(qemu):
 @pytest.mark.qemu
 def test_ctrl_alt_delete(qemu):
     vm = qemu.vm(spec=qemu.spec("vmfs.noagent"))
-    vm.do("start")
-    console = vm.follow("console")
-    qemu.rebooted(console)
+    qemu.up(vm)
+    console = qemu.watch(vm)
     vm.write("keys", "ctrl-alt-delete\n")
     qemu.rebooted(console)
 

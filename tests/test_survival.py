@@ -326,6 +326,7 @@ def test_qemu_dies_unseen(fs, qemu):
     assert vm.state == "running" and vm.pid != pid
 
 
+@pytest.mark.sample(2)
 @pytest.mark.qemu
 @pytest.mark.parametrize("seed", range(4))
 def test_qemu_half_done_start(fs, qemu, seed):
