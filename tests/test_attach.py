@@ -370,7 +370,7 @@ def test_document_in_the_middle(up, disk):
 @pytest.fixture
 def real(qemu):
     vm = qemu.vm()
-    vm.do("start")
+    qemu.up(vm)
     return vm
 
 
@@ -378,8 +378,8 @@ STUBBORN = "acpi=off vmfs.noagent"  # cannot be asked to let go of anything
 
 
 @pytest.mark.qemu
-def test_guest_sees_a_disk_come_and_go(real, qemu, disk):
-    data, sh = disk(), Shell(real, qemu)
+def test_guest_sees_a_disk_come_and_go(real, disk):
+    data, sh = disk(), Shell(real)
     for _ in range(2):
         os.symlink(data, real / "disks/data")
         assert real.read("pending") == ""
@@ -407,8 +407,8 @@ def test_disk_of_the_start_goes(qemu, disk):
 
 
 @pytest.mark.qemu
-def test_guest_sees_a_nic_come_and_go(real, qemu):
-    sh = Shell(real, qemu)
+def test_guest_sees_a_nic_come_and_go(real):
+    sh = Shell(real)
     os.symlink("user", real / "nics/net1")
     sh("cat /sys/class/net/eth1/address | cut -c1-5", "52:54")
     assert real.read("pending") == ""
@@ -422,7 +422,7 @@ def test_guest_sees_a_nic_come_and_go(real, qemu):
 
 
 @pytest.mark.qemu
-def test_nic_with_ports_while_it_runs(real, qemu):
+def test_nic_with_ports_while_it_runs(real):
     text = real.spec
     real.write("spec.yaml", text.replace("nics:\n", "nics:\n  net1: {ports: [\"0:22\"]}\n"))
     until(lambda: "port.net1.22" in real.status, "the port that was picked is told")
@@ -430,11 +430,11 @@ def test_nic_with_ports_while_it_runs(real, qemu):
 
 
 @pytest.mark.qemu
-def test_new_overlay_while_it_runs(real, qemu, guest):
+def test_new_overlay_while_it_runs(real, guest):
     text = real.spec
     real.write("spec.yaml", text + f"disks: {{more: {{image: {guest.disk}}}}}\n")
     until(lambda: real.read("pending") == "", "it is attached")
-    Shell(real, qemu)("cat /sys/block/vda/serial", "more")
+    Shell(real)("cat /sys/block/vda/serial", "more")
     real.write("spec.yaml", text)
     until(lambda: real.read("pending") == "", "it is detached")
 
@@ -495,8 +495,7 @@ def test_daemon_dies_while_the_guest_thinks(qemu, disk):
 
 
 @pytest.mark.qemu
-def test_attached_over_a_restart(real, qemu, disk):
-    Shell(real, qemu)
+def test_attached_over_a_restart(real, disk):
     os.symlink(disk("a"), real / "disks/a")
     os.symlink(disk("b"), real / "disks/b")
     real.fs.kill9()
@@ -505,18 +504,18 @@ def test_attached_over_a_restart(real, qemu, disk):
     assert real.read("pending") == "" and sorted(links(real)) == ["a", "b"]
     os.unlink(real / "disks/a")
     os.symlink(disk("c"), real / "disks/c")
-    sh = Shell(real, qemu)
+    sh = Shell(real)
     sh("grep -l [bc] /sys/block/vd*/serial | wc -l", "2")
     assert real.read("pending") == ""
 
 
 @pytest.mark.qemu
-def test_unknown_to_the_successor(real, qemu, disk):
+def test_unknown_to_the_successor(real, disk):
     """What was plugged in by a daemon that died before it took note is taken out again."""
     data = disk()
     stored = next(real.fs.state.glob("vms/*/spec.yaml"))
     before = stored.read_bytes()
-    Shell(real, qemu)("grep -c vda /proc/partitions", "0")
+    Shell(real)("grep -c vda /proc/partitions", "0")
     os.symlink(data, real / "disks/data")
     real.fs.kill9()
     stored.write_bytes(before)
@@ -524,7 +523,7 @@ def test_unknown_to_the_successor(real, qemu, disk):
     real.fs.restart()
     until(lambda: real.state == "running", "it is found again")
     assert links(real) == {} and real.read("pending") == ""
-    Shell(real, qemu)("grep -c vda /proc/partitions", "0")
+    Shell(real)("grep -c vda /proc/partitions", "0")
     until(lambda: real.fs.sh(f"ln -s {data} web1/disks/data", check=False).returncode == 0,
           "QEMU has closed it too")
     assert real.read("pending") == ""
@@ -585,9 +584,9 @@ def test_microvm_must_wait(qemu, guest, disk):
 
 
 @pytest.mark.qemu
-def test_sleep_with_what_was_plugged_in(real, qemu, disk):
+def test_sleep_with_what_was_plugged_in(real, disk):
     """The guest finds its devices where they were, however they came there."""
-    sh = Shell(real, qemu)
+    sh = Shell(real)
     for name in ("a", "b", "c"):
         os.symlink(disk(name), real / "disks" / name)
     sh("grep -c vd /proc/partitions", "3")
@@ -610,9 +609,9 @@ def by_serial(name):
 @pytest.mark.qemu
 def test_scsi(qemu, disk):
     """From the start and later; over a sleep, with the controller that came later."""
-    vm = qemu.vm(spec=qemu.spec())
-    vm.do("start")
-    sh = Shell(vm, qemu)
+    vm = qemu.vm()
+    qemu.up(vm)
+    sh = Shell(vm)
     plain = vm.spec
     for names in (["a"], ["a", "b"]):
         vm.write("spec.yaml", plain + "disks:\n" + "".join(

@@ -54,13 +54,13 @@ def cpus_of(vm, n):
 @pytest.fixture
 def real(qemu):
     vm = qemu.vm(spec=qemu.spec(extra=MAXIMUM))
-    vm.do("start")
+    qemu.up(vm)
     return vm
 
 
 @pytest.mark.qemu
-def test_guest_has_more_cpus(real, qemu):
-    sh = Shell(real, qemu)
+def test_guest_has_more_cpus(real):
+    sh = Shell(real)
     real.wait("agent")
     for n in (2, 3):
         cpus_of(real, n)
@@ -70,8 +70,8 @@ def test_guest_has_more_cpus(real, qemu):
 
 
 @pytest.mark.qemu
-def test_guest_has_more_memory_and_less(real, qemu):
-    sh = Shell(real, qemu)
+def test_guest_has_more_memory_and_less(real):
+    sh = Shell(real)
     total = "awk '/^MemTotal/ {print ($2 > %d)}' /proc/meminfo" % (300 << 10)
     for memory, more in (("512MiB", 1), ("256MiB", 0), ("384MiB", 1)):
         real.write("spec.yaml", resized(real.spec, memory=memory))
@@ -93,8 +93,8 @@ def test_guest_that_spares_nothing(qemu):
 
 
 @pytest.mark.qemu
-def test_resized_over_sleep_and_restart(real, qemu):
-    sh = Shell(real, qemu)
+def test_resized_over_sleep_and_restart(real):
+    sh = Shell(real)
     real.wait("agent")
     cpus_of(real, 2)
     real.write("spec.yaml", resized(real.spec, memory="512MiB"))
@@ -105,16 +105,16 @@ def test_resized_over_sleep_and_restart(real, qemu):
     sh("nproc", "2")
     real.fs.kill9()
     real.fs.restart()
-    sh = Shell(real, qemu)
+    sh = Shell(real)
     assert real.state == "running" and real.read("pending") == ""
     cpus_of(real, 3)
     sh("nproc", "3")
 
 
 @pytest.mark.qemu
-def test_paused_guest_must_wait(real, qemu):
+def test_paused_guest_must_wait(real):
     """Nobody there could take what it is given: it is when it goes on, whoever lets it."""
-    sh = Shell(real, qemu)
+    sh = Shell(real)
     real.do("pause")
     real.write("spec.yaml", resized(real.spec, cpus=2, memory="512MiB"))
     assert real.read("pending") == "cpus\nmemory\n" and real.read("error") == ""

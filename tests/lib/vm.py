@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One VM as a user sees it, and a reader that follows a stream."""
+import itertools
 import os
 import re
 import select
@@ -191,16 +192,19 @@ class Vm:
 
 
 class Shell:
-    """The guest's shell on its console."""
+    """The guest's shell on its console: as soon as it has booted, if a backend is given to tell."""
 
-    def __init__(self, vm, backend):
-        backend.booted(vm)
-        self.vm, self.n = vm, 0
+    numbers = itertools.count(1)  # of commands: a later shell sees what was printed for an earlier one
+
+    def __init__(self, vm, backend=None):
+        if backend:
+            backend.booted(vm)
+        self.vm = vm
         self.console = vm.follow("console")
 
     def __call__(self, command, answer, timeout=30):
         """Run it until it prints that."""
-        self.n += 1
+        n = next(self.numbers)
         self.vm.write("console", f"until [ \"$({command})\" = '{answer}' ]; do sleep 0.1; done; "
-                                 f"echo d'on'e-{self.n}\n", 0)
-        self.console.expect(rf"^done-{self.n}\r?$", timeout)
+                                 f"echo d'on'e-{n}\n", 0)
+        self.console.expect(rf"^done-{n}\r?$", timeout)
