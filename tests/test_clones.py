@@ -127,6 +127,24 @@ def test_damaged_snapshot(base, backend, fs):
     assert backend.recall(c1) == "blue"
 
 
+def test_of_what_runs_with_less_than_is_written(backend, fs):
+    """The snapshot's spec.yaml is what runs, a key a line, and can be begun from."""
+    vm = with_clones(backend.vm(), backend)
+    vm.do("start")
+    backend.booted(vm)
+    vm.write("spec.yaml", vm.spec.replace("cpus: 1", "cpus: 2"))
+    (vm / "nics/n1").symlink_to("user")
+    assert vm.read("pending") == "cpus\n"
+    backend.remember(vm, "blue")
+    take(vm, "golden")
+    text = vm.read("snapshots/golden/spec.yaml")
+    assert "cpus: 1" in text.splitlines() and "n1" in text
+    c1 = clone(fs, extra="stop_timeout: 5s\n")
+    c1.do("start")
+    assert backend.recall(c1) == "blue" and "cpus: 1\n" in c1.spec
+    assert vm.state == "running"
+
+
 def test_running_clones_over_a_restart_of_the_daemon(base, backend, fs):
     c1, c2 = clone(fs), clone(fs, "c2")
     c1.do("start")

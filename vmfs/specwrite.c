@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A spec from two others, by the rows of spec.c: written as text and read again, so that what is
- * stored of it is what is meant. The text is JSON, which YAML includes.
+ * stored of it is what is meant: a line a key, as in a document that a person wrote.
  */
 #include <inttypes.h>
 #include <string.h>
@@ -17,12 +17,24 @@ typedef struct Writer {
 static void write_section(const Writer *w, GString *out, const char *prefix, const Section *s,
 			  const void *want, const void *have);
 
-static void begin_pair(GString *out, const char *name)
+static void write_comma(GString *out)
 {
 	if (out->len && out->str[out->len - 1] != '{')
 		g_string_append(out, ", ");
+}
+
+/* A name that the user chose may look like anything. */
+static void begin_named(GString *out, const char *name)
+{
+	write_comma(out);
 	specval_write_string(out, name);
 	g_string_append(out, ": ");
+}
+
+static void begin_field(GString *out, const Field *f)
+{
+	write_comma(out);
+	g_string_append_printf(out, "%s: ", f->name);
 }
 
 static void write_ports(GString *out, const GPtrArray *ports)
@@ -55,7 +67,7 @@ static void write_strings(GString *out, GHashTable *table)
 	g_string_append_c(out, '{');
 	g_hash_table_iter_init(&iter, table);
 	while (g_hash_table_iter_next(&iter, &key, &value)) {
-		begin_pair(out, key);
+		begin_named(out, key);
 		specval_write_string(out, value);
 	}
 	g_string_append_c(out, '}');
@@ -70,14 +82,14 @@ static void write_value(GString *out, const Field *f, const void *slot)
 	switch (f->type) {
 	case FIELD_CHOICE:
 		memcpy(&count, slot, sizeof(count));
-		begin_pair(out, f->name);
+		begin_field(out, f);
 		specval_write_string(out, f->choices[count]);
 		return;
 	case FIELD_COUNT:
 		memcpy(&count, slot, sizeof(count));
 		if (!count && !f->preset) /* not given */
 			return;
-		begin_pair(out, f->name);
+		begin_field(out, f);
 		g_string_append_printf(out, "%u", count);
 		return;
 	case FIELD_SIZE:
@@ -85,12 +97,12 @@ static void write_value(GString *out, const Field *f, const void *slot)
 		memcpy(&n, slot, sizeof(n));
 		if (!n && !f->preset) /* not given */
 			return;
-		begin_pair(out, f->name);
+		begin_field(out, f);
 		g_string_append_printf(out, "%" PRIu64 "%s", n,
 				       f->type == FIELD_DURATION ? "ms" : "");
 		return;
 	case FIELD_BOOL:
-		begin_pair(out, f->name);
+		begin_field(out, f);
 		g_string_append(out, *(const bool *)slot ? "true" : "false");
 		return;
 	case FIELD_WORD:
@@ -115,7 +127,7 @@ static void write_value(GString *out, const Field *f, const void *slot)
 	}
 	if (!pointer)
 		return;
-	begin_pair(out, f->name);
+	begin_field(out, f);
 	if (f->type == FIELD_PORTS)
 		write_ports(out, pointer);
 	else if (f->type == FIELD_LIST)
@@ -137,7 +149,7 @@ static const void *find_named(const GPtrArray *objects, const char *name)
 static void write_object(const Writer *w, GString *out, const char *prefix, const Section *s,
 			 const void *want, const void *have)
 {
-	begin_pair(out, *(char *const *)(have ? have : want));
+	begin_named(out, *(char *const *)(have ? have : want));
 	g_string_append_c(out, '{');
 	write_section(w, out, prefix, s, want ? want : have, have ? have : want);
 	g_string_append_c(out, '}');
@@ -181,47 +193,57 @@ static void write_option(const Writer *w, GString *out, const char *path, const 
 
 	if (!*(const bool *)spec_field_slot(f, from))
 		return;
-	begin_pair(out, f->name);
+	begin_field(out, f);
 	g_string_append_c(out, '{');
 	write_section(w, out, path, f->section, want, from);
 	g_string_append_c(out, '}');
 }
 
+static void write_field(const Writer *w, GString *out, const char *prefix, const Field *f,
+			const void *want, const void *have)
+{
+	g_autofree char *path = g_strconcat(prefix, *prefix ? "." : "", f->name, NULL);
+	const void *a = spec_field_slot(f, want), *b = spec_field_slot(f, have);
+
+	if (f->type == FIELD_GROUP) {
+		g_autoptr(GString) inner = g_string_new(NULL);
+
+		write_section(w, inner, path, f->section, want, have);
+		if (!inner->len)
+			return;
+		begin_field(out, f);
+		g_string_append_printf(out, "{%s}", inner->str);
+	} else if (f->type == FIELD_OPTION) {
+		write_option(w, out, path, f, want, have);
+	} else if (f->type == FIELD_NAMED) {
+		begin_field(out, f);
+		g_string_append_c(out, '{');
+		write_named(w, out, path, f->section, *(GPtrArray *const *)a,
+			    *(GPtrArray *const *)b);
+		g_string_append_c(out, '}');
+	} else {
+		write_value(out, f, !strcmp(w->key, path) ? a : b);
+	}
+}
+
 static void write_section(const Writer *w, GString *out, const char *prefix, const Section *s,
 			  const void *want, const void *have)
 {
-	for (const Field *f = s->fields; f->name; f++) {
-		g_autofree char *path = g_strconcat(prefix, *prefix ? "." : "", f->name, NULL);
-		const void *a = spec_field_slot(f, want), *b = spec_field_slot(f, have);
-
-		if (f->type == FIELD_GROUP) {
-			g_autoptr(GString) inner = g_string_new(NULL);
-
-			write_section(w, inner, path, f->section, want, have);
-			if (!inner->len)
-				continue;
-			begin_pair(out, f->name);
-			g_string_append_printf(out, "{%s}", inner->str);
-		} else if (f->type == FIELD_OPTION) {
-			write_option(w, out, path, f, want, have);
-		} else if (f->type == FIELD_NAMED) {
-			begin_pair(out, f->name);
-			g_string_append_c(out, '{');
-			write_named(w, out, path, f->section, *(GPtrArray *const *)a,
-				    *(GPtrArray *const *)b);
-			g_string_append_c(out, '}');
-		} else {
-			write_value(out, f, !strcmp(w->key, path) ? a : b);
-		}
-	}
+	for (const Field *f = s->fields; f->name; f++)
+		write_field(w, out, prefix, f, want, have);
 }
 
 Spec *spec_merge(const Spec *have, const Spec *want, const char *key)
 {
 	const Writer w = { .key = key };
-	g_autoptr(GString) out = g_string_new("{");
+	g_autoptr(GString) out = g_string_new(NULL);
 
-	write_section(&w, out, "", &spec_section, want, have);
-	g_string_append(out, "}\n");
+	for (const Field *f = spec_section.fields; f->name; f++) {
+		g_autoptr(GString) line = g_string_new(NULL);
+
+		write_field(&w, line, "", f, want, have);
+		if (line->len)
+			g_string_append_printf(out, "%s\n", line->str);
+	}
 	return spec_restore(out->str, out->len, NULL);
 }
