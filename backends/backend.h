@@ -74,9 +74,10 @@ typedef enum NetworkOrder {
 
 typedef struct BackendClass {
 	const char *name, *doc;
-	size_t vm_size; /* of the derived BackendVm, whose first member is the base; zeroed */
-	bool hidden;	/* never chosen by default */
-	bool clones;	/* OP_START looks at vm_clone_source() */
+	size_t vm_size;	 /* of the derived BackendVm, whose first member is the base; zeroed */
+	bool hidden;	 /* never chosen by default */
+	bool clones;	 /* OP_START looks at vm_clone_source() */
+	bool autostarts; /* itself, when its host has booted, what is in its books (Vm.home) */
 
 	/* Find out whether it is usable here; answers once with backend_probed(). */
 	void (*probe)(Backend *be);

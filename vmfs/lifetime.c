@@ -10,6 +10,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "backends/backend.h"
 #include "vmfs/err.h"
 #include "vmfs/event.h"
 #include "vmfs/host.h"
@@ -429,7 +430,8 @@ void lifetime_begin(void)
 	if (!is_fresh_boot())
 		return;
 	for (Vm *vm = registry_after(0); vm; vm = registry_after(vm->serial))
-		if (vm->spec->autostart && !vm->life.expiring)
+		if (vm->spec->autostart && !vm->life.expiring &&
+		    !(vm->home.be && vm->home.be->cls->autostarts))
 			g_queue_push_tail(&life.boot, vm_ref(vm));
 	boot_next();
 }

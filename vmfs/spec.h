@@ -130,6 +130,11 @@ GPtrArray *spec_diff(const Spec *want, const Spec *have);
  * NULL when such a spec makes no sense.
  */
 Spec *spec_merge(const Spec *have, const Spec *want, const char *key);
+/*
+ * `have`, whose text has none of them, with the keys of `core` that spec_diff() does not look at,
+ * for they are not of the machine; but for one key. A new reference, or NULL.
+ */
+Spec *spec_with_core(const Spec *have, const Spec *core, const char *but);
 /* Of the text of such a spec: not bound by what the host has now, nor by SPEC_MAX_TEXT. */
 Spec *spec_restore(const char *text, size_t len, GError **err);
 

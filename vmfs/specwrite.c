@@ -247,3 +247,46 @@ Spec *spec_merge(const Spec *have, const Spec *want, const char *key)
 	}
 	return spec_restore(out->str, out->len, NULL);
 }
+
+/* What `spec` has of these otherwise than `base`: pairs. */
+static void write_core(GString *out, const Section *s, const void *spec, const void *base)
+{
+	for (const Field *f = s->fields; f->name; f++) {
+		const void *slot = spec_field_slot(f, spec), *other = spec_field_slot(f, base);
+		g_autoptr(GString) text = g_string_new(NULL), same = g_string_new(NULL);
+
+		if (f->type == FIELD_GROUP) {
+			write_core(text, f->section, spec, base);
+			if (!text->len)
+				continue;
+			begin_pair(out, f->name);
+			g_string_append_printf(out, "{%s}", text->str);
+		} else if (f->of_core) {
+			write_value(text, f, slot);
+			write_value(same, f, other);
+			if (!g_string_equal(text, same))
+				write_value(out, f, slot);
+		}
+	}
+}
+
+Spec *spec_with_core(const Spec *have, const Spec *core, const char *but)
+{
+	gsize len;
+	const char *bytes = g_bytes_get_data(have->text, &len);
+	g_autoptr(GString) out = g_string_new_len(bytes, (gssize)len);
+
+	for (const Field *f = spec_section.fields; f->name; f++) {
+		const Field one[] = { *f, { 0 } };
+		const Section s = { .fields = one };
+		g_autoptr(GString) pair = g_string_new(NULL);
+
+		if (strcmp(f->name, but) != 0)
+			write_core(pair, &s, core, have);
+		/* Such names need no quotes. */
+		if (pair->len)
+			g_string_append_printf(out, "%s%s\n", f->name,
+					       pair->str + strlen(f->name) + 2);
+	}
+	return spec_restore(out->str, out->len, NULL);
+}

@@ -46,12 +46,12 @@ static LvFound *found_new(virDomainPtr dom)
 	return f;
 }
 
-/* Set of the keys of domains that are asleep. */
-static GHashTable *list_asleep(virConnectPtr virt)
+/* Set of the keys of domains of which that is true. */
+static GHashTable *list_of(virConnectPtr virt, unsigned flags)
 {
 	GHashTable *set = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
 	virDomainPtr *doms = NULL;
-	int n = virConnectListAllDomains(virt, &doms, VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE);
+	int n = virConnectListAllDomains(virt, &doms, flags);
 
 	for (int i = 0; i < n; i++) {
 		char *key = g_malloc0(VIR_UUID_STRING_BUFLEN);
@@ -104,7 +104,7 @@ GPtrArray *lv_list(virConnectPtr virt, GError **err)
 {
 	virDomainStatsRecordPtr *records = NULL;
 	int n = virConnectGetAllDomainStats(virt, VIR_DOMAIN_STATS_STATE, &records, 0);
-	g_autoptr(GHashTable) asleep = list_asleep(virt);
+	g_autoptr(GHashTable) asleep = list_of(virt, VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE);
 	GPtrArray *out;
 
 	if (n < 0) {
@@ -135,9 +135,11 @@ typedef struct Look {
 	GError *error;	    /* of the connection */
 } Look;
 
-static Spec *spec_of(const char *xml)
+static Spec *spec_of(const char *xml, bool autostart)
 {
-	g_autofree char *text = xml ? lv_xml_spec(xml, NULL) : NULL;
+	g_autofree char *said = xml ? lv_xml_spec(xml, NULL) : NULL;
+	g_autofree char *text =
+		said ? g_strconcat(said, autostart ? "autostart: true\n" : "", NULL) : NULL;
 
 	return text ? spec_restore(text, strlen(text), NULL) : NULL;
 }
@@ -148,13 +150,13 @@ static void look_at_run(virDomainPtr dom, LvFound *f)
 	char *xml = f->state.state == VM_ASLEEP ? virDomainManagedSaveGetXMLDesc(dom, 0)
 						: virDomainGetXMLDesc(dom, 0);
 
-	f->run = spec_of(xml);
+	f->run = spec_of(xml, false);
 	f->agent = xml && lv_xml_has_agent(xml);
 	free(xml);
 }
 
 /* false: the connection is of no use. */
-static bool look_at(virConnectPtr virt, LvFound *f, GError **err)
+static bool look_at(virConnectPtr virt, LvFound *f, GHashTable *autostart, GError **err)
 {
 	virDomainPtr dom = virDomainLookupByUUIDString(virt, f->key);
 	char *xml;
@@ -171,7 +173,7 @@ static bool look_at(virConnectPtr virt, LvFound *f, GError **err)
 	xml = virDomainGetXMLDesc(dom, VIR_DOMAIN_XML_INACTIVE);
 	f->xml = g_strdup(xml);
 	free(xml);
-	f->spec = spec_of(f->xml);
+	f->spec = spec_of(f->xml, g_hash_table_contains(autostart, f->key));
 	f->snapshots = lv_snapshot_names(dom);
 	if (f->state.state == VM_RUNNING || f->state.state == VM_PAUSED ||
 	    f->state.state == VM_ASLEEP)
@@ -183,9 +185,10 @@ static bool look_at(virConnectPtr virt, LvFound *f, GError **err)
 static void look_job(void *arg)
 {
 	Look *l = arg;
+	g_autoptr(GHashTable) autostart = list_of(l->virt, VIR_CONNECT_LIST_DOMAINS_AUTOSTART);
 
 	for (unsigned i = 0; i < l->found->len; i++)
-		if (!look_at(l->virt, l->found->pdata[i], &l->error))
+		if (!look_at(l->virt, l->found->pdata[i], autostart, &l->error))
 			break;
 	if (!l->error)
 		l->free = virNodeGetFreeMemory(l->virt);

@@ -128,7 +128,15 @@ static bool says_the_same(const Spec *user, const Spec *xml)
 	for (unsigned i = 0; i < diff->len; i++)
 		if (!is_open(user, diff->pdata[i]))
 			return false;
-	return true;
+	return user->autostart == xml->autostart;
+}
+
+static void take_key(Spec **spec, Spec *merged_take)
+{
+	if (!merged_take)
+		return;
+	spec_unref(*spec);
+	*spec = merged_take;
 }
 
 /* As XML has it, with what XML cannot say as the user had it. */
@@ -137,17 +145,11 @@ static Spec *join(const Spec *xml, const Spec *user)
 	g_autoptr(GPtrArray) diff = spec_diff(user, xml);
 	Spec *spec = spec_ref((Spec *)xml);
 
-	for (unsigned i = 0; i < diff->len; i++) {
-		Spec *merged;
-
-		if (!lv_xml_lacks(diff->pdata[i]) || !strcmp(diff->pdata[i], "backend"))
-			continue;
-		merged = spec_merge(spec, user, diff->pdata[i]);
-		if (!merged)
-			continue;
-		spec_unref(spec);
-		spec = merged;
-	}
+	/* Whether its host starts it, libvirt knows as well. */
+	take_key(&spec, spec_with_core(spec, user, "autostart"));
+	for (unsigned i = 0; i < diff->len; i++)
+		if (lv_xml_lacks(diff->pdata[i]) && strcmp(diff->pdata[i], "backend") != 0)
+			take_key(&spec, spec_merge(spec, user, diff->pdata[i]));
 	return spec;
 }
 
@@ -155,7 +157,7 @@ void lv_defined(LvVm *lv, char *xml, Spec *spec)
 {
 	Vm *vm = lv->base.vm;
 
-	if (g_strcmp0(lv->xml, xml)) {
+	if (g_strcmp0(lv->xml, xml) || spec->autostart != vm->spec->autostart) {
 		g_free(lv->xml);
 		lv->xml = xml;
 		/* The user's own text stays for as long as it says the same. */
@@ -339,6 +341,7 @@ const BackendClass libvirt_class = {
 	.name = "libvirt",
 	.doc = "libvirt: the domains of this host and of others",
 	.vm_size = sizeof(LvVm),
+	.autostarts = true,
 	.probe = probe,
 	.check = check,
 	.is_open = is_open,

@@ -334,11 +334,23 @@ static bool write_xml(LvCall *c, GError **err)
 	return ok;
 }
 
+/* Whether its host starts it when that boots, libvirt keeps beside the XML. */
+static bool set_autostart(LvCall *c, GError **err)
+{
+	const bool want = c->spec->autostart;
+	int now = 0;
+
+	/* Not all hypervisors know it. */
+	if (virDomainGetAutostart(c->dom, &now) < 0 && !want)
+		return true;
+	return !now == !want || said(virDomainSetAutostart(c->dom, want), err);
+}
+
 bool lv_work_define(LvCall *c, GError **err)
 {
 	const bool asks = !c->dom || (c->dir && lv_has_own(c->spec));
 
-	return (!asks || lv_learn_caps(c, err)) && write_xml(c, err);
+	return (!asks || lv_learn_caps(c, err)) && write_xml(c, err) && set_autostart(c, err);
 }
 
 /* What a daemon that has died since had begun, libvirt has done. */
@@ -560,7 +572,14 @@ static bool work_rename(LvCall *c, GError **err)
 
 static void order_done(LvCall *c)
 {
+	LvHost *lh;
+
 	c->fn(c->arg, c->error);
+	/* The VM may be no more. libvirt tells nobody of some of what was defined, and what is
+	 * being looked at may be of before. */
+	lh = lv_host_at(c->tag);
+	if (lh && c->spec && !c->error)
+		lv_look(lh, c->key);
 }
 
 static void order(BackendVm *bv, bool (*work)(LvCall *c, GError **err), const char *name,
