@@ -2,6 +2,7 @@
 /* The backend `libvirt`: its class, and a VM's place in it. */
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "backends/libvirt/call.h"
 #include "backends/libvirt/xml.h"
@@ -103,6 +104,23 @@ void lv_settle(LvVm *lv)
 	connect_to_host(lv);
 }
 
+bool lv_shares_virtiofs(const Spec *spec)
+{
+	for (unsigned i = 0; i < spec->shares->len; i++)
+		if (lv_xml_share_type(spec->shares->pdata[i]) == SHARE_VIRTIOFS)
+			return true;
+	return false;
+}
+
+bool lv_shares_allowed(const Vm *vm, const Spec *spec, GError **err)
+{
+	return !spec->shares->len || vm_uid(vm) == geteuid() ||
+	       err_set(err, EPERM,
+		       "shares: libvirt serves directories with its own rights, not with those of "
+		       "user %u, who owns the VM",
+		       vm_uid(vm));
+}
+
 /* A key that differs, but where the user left it to us, or XML cannot say it. */
 static bool is_open(const Spec *user, const char *key)
 {
@@ -111,8 +129,13 @@ static bool is_open(const Spec *user, const char *key)
 	const void *named = object ? spec_named(user, object) : NULL;
 
 	/* The order of devices: that in which they came, for the guest's sake. */
-	if (!strcmp(key, "disks") || !strcmp(key, "nics"))
+	if (!strcmp(key, "disks") || !strcmp(key, "nics") || !strcmp(key, "shares"))
 		return true;
+	if (named && g_str_has_prefix(key, "shares.") && !strcmp(last, ".type"))
+		return ((const SpecShare *)named)->type == SHARE_AUTO;
+	/* virtiofs brings it, and what has it needs no other for not having to. */
+	if (!strcmp(key, "shared_memory"))
+		return !user->shared_memory || lv_shares_virtiofs(user);
 	if (named && g_str_has_prefix(key, "nics.") && !strcmp(last, ".mac"))
 		return !((const SpecNic *)named)->mac;
 	if (named && g_str_has_prefix(key, "disks.") && !strcmp(last, ".format"))
@@ -174,12 +197,32 @@ void lv_defined(LvVm *lv, char *xml, Spec *spec)
 	spec_unref(spec);
 }
 
+void lv_shares_report(LvVm *lv, const Spec *had, const Spec *spec)
+{
+	for (unsigned i = 0; i < had->shares->len; i++) {
+		const SpecShare *share = had->shares->pdata[i];
+		g_autofree char *key = g_strconcat("shares.", share->name, NULL);
+		g_autofree char *fact = g_strconcat("share.", share->name, NULL);
+
+		if (!spec_named(spec, key))
+			backend_fact(&lv->base, fact, NULL);
+	}
+	for (unsigned i = 0; i < spec->shares->len; i++) {
+		const SpecShare *share = spec->shares->pdata[i];
+		g_autofree char *fact = g_strconcat("share.", share->name, NULL);
+
+		backend_fact(&lv->base, fact,
+			     lv_xml_share_type(share) == SHARE_VIRTIOFS ? "virtiofs" : "9p");
+	}
+}
+
 void lv_runs(LvVm *lv, Spec *spec, bool agent)
 {
 	Vm *vm = lv->base.vm;
 
 	if (vm->pushed != VM_RUNNING && vm->pushed != VM_PAUSED && vm->pushed != VM_ASLEEP)
 		return;
+	lv_shares_report(lv, lv->base.spec, spec);
 	backend_spec(&lv->base, spec);
 	if (vm->pushed == VM_ASLEEP)
 		return;
@@ -221,9 +264,15 @@ static bool check(Backend *be, const Spec *spec, GError **err)
 			err, EOPNOTSUPP,
 			"devices: backend 'libvirt' of this version passes no devices of the "
 			"host; write them to domain.xml");
-	if (spec->shares->len || spec->shared_memory)
-		return err_set(err, EOPNOTSUPP,
-			       "shares: backend 'libvirt' of this version shares no directories");
+	for (unsigned i = 0; i < spec->shares->len; i++) {
+		const SpecShare *share = spec->shares->pdata[i];
+
+		if (share->type == SHARE_VIRTIOFS && share->readonly)
+			return err_set(err, EOPNOTSUPP,
+				       "shares.%s.readonly: virtiofsd cannot keep the guest from "
+				       "writing; use type: 9p",
+				       share->name);
+	}
 	for (unsigned i = 0; i < spec->disks->len; i++) {
 		const SpecDisk *d = spec->disks->pdata[i];
 

@@ -237,6 +237,14 @@ void lv_defined(LvVm *lv, char *xml, Spec *spec);
 /* And it runs like this. */
 void lv_runs(LvVm *lv, Spec *spec, bool agent);
 
+/* Some share of it is virtiofs. */
+bool lv_shares_virtiofs(const Spec *spec);
+/* Else EPERM: libvirt asks nobody whether the VM's owner may see them. */
+bool lv_shares_allowed(const Vm *vm, const Spec *spec, GError **err);
+
+/* The `status` lines of those that run now, in place of those that ran. */
+void lv_shares_report(LvVm *lv, const Spec *had, const Spec *spec);
+
 /* verbs.c */
 void lv_start(BackendVm *bv, Op *op);
 void lv_stop(BackendVm *bv, Op *op);

@@ -89,6 +89,8 @@ static bool work_ports(LvCall *c, GError **err)
 static void applied(LvCall *c)
 {
 	lv_ports_report(c);
+	if (lv_call_alive(c) && !c->error && g_str_has_prefix(c->name, "shares."))
+		lv_shares_report(c->lv, c->have, c->spec);
 	if (c->op)
 		lv_op_end(c->lv, g_steal_pointer(&c->error));
 }
@@ -140,11 +142,22 @@ void lv_apply(BackendVm *bv, Op *op)
 {
 	const SpecChange *change = op_arg(op);
 	LvVm *lv = lv_of(bv);
+	GError *e = NULL;
 
+	if (!lv_shares_allowed(bv->vm, change->want, &e)) {
+		op_fail(op, e);
+		return;
+	}
 	if (lv_own_prepare(lv, change->want, change->key, prepared, op))
 		op_on_cancel(op, cancel_prepare, lv);
 	else
 		apply(lv, op);
+}
+
+/* libvirt plugs no others; and the guest's memory has to be shared from the start on. */
+static bool can_plug_share(const Spec *running, const Spec *of, const char *key)
+{
+	return lv_xml_share_type(spec_named(of, key)) == SHARE_VIRTIOFS && running->shared_memory;
 }
 
 bool lv_can_apply(const BackendVm *bv, const Spec *want, const char *key)
@@ -154,6 +167,9 @@ bool lv_can_apply(const BackendVm *bv, const Spec *want, const char *key)
 
 	if (is_of_ports(key))
 		return lv_ports_nic(bv->spec, key) && lv_ports_nic(want, key);
-	return there != wanted &&
-	       (g_str_has_prefix(key, "disks.") || g_str_has_prefix(key, "nics."));
+	if (there == wanted)
+		return false;
+	if (g_str_has_prefix(key, "shares."))
+		return can_plug_share(bv->spec, wanted ? want : bv->spec, key);
+	return g_str_has_prefix(key, "disks.") || g_str_has_prefix(key, "nics.");
 }

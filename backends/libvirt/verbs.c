@@ -518,10 +518,15 @@ static const Step wake_steps[] = {
 void lv_start(BackendVm *bv, Op *op)
 {
 	LvVm *lv = lv_of(bv);
+	GError *e = NULL;
 
 	if (!host_find(vm_host(bv->vm))) {
 		op_fail(op, err_new(EHOSTDOWN, "there is no host '%s'; see .vmfs/hosts",
 				    vm_host(bv->vm)));
+		return;
+	}
+	if (!lv_shares_allowed(bv->vm, bv->vm->spec, &e)) {
+		op_fail(op, e);
 		return;
 	}
 	lv_settle(lv);
@@ -586,7 +591,9 @@ static void order(BackendVm *bv, bool (*work)(LvCall *c, GError **err), const ch
 		  const Spec *spec, BackendDone fn, void *arg)
 {
 	g_autoptr(GError) e = NULL;
-	LvCall *c = lv_call_new(lv_of(bv), work, order_done, &e);
+	LvCall *c = spec && !lv_shares_allowed(bv->vm, spec, &e)
+			    ? NULL
+			    : lv_call_new(lv_of(bv), work, order_done, &e);
 
 	if (!c) {
 		fn(arg, e);

@@ -183,6 +183,12 @@ char *xmltree_device_name(xmlNode *device, unsigned index)
 		return g_strdup(alias + strlen(XML_ALIAS));
 	if (!strcmp((const char *)device->name, "disk") && target)
 		return g_steal_pointer(&target);
+	if (!strcmp((const char *)device->name, "filesystem")) {
+		g_autofree char *tag = xmltree_attr(xmltree_find(device, "target"), "dir");
+
+		return tag && specval_is_name(tag) ? g_steal_pointer(&tag)
+						   : g_strdup_printf("share%u", index);
+	}
 	return g_strdup_printf("eth%u", index);
 }
 
@@ -340,6 +346,44 @@ static void say_nics(xmlNode *domain, xmlNode *devices, GString *out)
 		g_string_append(out, "nics: {}\n");
 }
 
+bool xmltree_is_virtiofs(const xmlNode *filesystem)
+{
+	return xmltree_attr_is(xmltree_find((xmlNode *)filesystem, "driver"), "type", "virtiofs");
+}
+
+char *xmltree_share_path(xmlNode *n)
+{
+	g_autofree char *path = xmltree_attr(xmltree_find(n, "source"), "dir");
+
+	return is_path(path) && (xmltree_attr_is(n, "type", "mount") ||
+				 xmltree_attr_is(n, "type", NULL))
+		       ? g_steal_pointer(&path)
+		       : NULL;
+}
+
+static void say_shares(xmlNode *domain, xmlNode *devices, GString *out)
+{
+	unsigned i = 0;
+	bool any = false;
+
+	if (xmltree_attr_is(xmltree_find(domain, "memoryBacking/access"), "mode", "shared"))
+		g_string_append(out, "shared_memory: true\n");
+	for (xmlNode *n = xmltree_next(devices->children, "filesystem"); n;
+	     n = xmltree_next(n->next, "filesystem"), i++) {
+		g_autofree char *path = xmltree_share_path(n), *name = NULL;
+
+		if (!path)
+			continue;
+		name = xmltree_device_name(n, i);
+		g_string_append_printf(out, "%s  %s: {path: ", any ? "" : "shares:\n", name);
+		quote(out, path);
+		g_string_append_printf(out, ", type: %s%s}\n",
+				       xmltree_is_virtiofs(n) ? "virtiofs" : "9p",
+				       xmltree_find(n, "readonly") ? ", readonly: true" : "");
+		any = true;
+	}
+}
+
 char *lv_xml_spec(const char *xml, GError **err)
 {
 	xmlDoc *doc = xmltree_parse(xml, err);
@@ -356,6 +400,8 @@ char *lv_xml_spec(const char *xml, GError **err)
 		say_disks(domain, devices, out);
 	if (devices)
 		say_nics(domain, devices, out);
+	if (devices)
+		say_shares(domain, devices, out);
 	xmlFreeDoc(doc);
 	return g_string_free(out, FALSE);
 }

@@ -53,12 +53,15 @@ char *lv_xml_ports(const Spec *spec);
  */
 char *lv_xml_device(const char *xml, const Spec *want, const char *key, unsigned id,
 		    const LvOwn *own, GError **err);
+/* As what a share is made: SHARE_VIRTIOFS or SHARE_9P. */
+SpecShareType lv_xml_share_type(const SpecShare *share);
 bool lv_xml_has_device(const char *xml, const char *key);
 /* Is it something that a spec says but XML does not? Then it is not to be looked for there. */
 bool lv_xml_lacks(const char *spec_key);
 /* Of its network interfaces: of char *, owned by the caller. */
 GPtrArray *lv_xml_macs(const char *xml);
-/* What its devices of a kind ("disk", "interface") are called in a spec, in their order. */
+/* What its devices of a kind ("disk", "interface", "filesystem") are called in a spec, in their
+ * order. */
 char **lv_xml_names(const char *xml, const char *kind);
 /* Of a domain that runs, what its QEMU calls the back ends of its user networks: to the names of
  * their interfaces in a spec. */

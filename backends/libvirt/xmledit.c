@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <libxml/parser.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "backends/libvirt/xml.h"
 #include "backends/libvirt/xmltree.h"
@@ -453,6 +454,97 @@ static bool set_nic(const Edit *e, GError **err)
 	return true;
 }
 
+/* Here; and so, as one may hope, on the other hosts. */
+static gpointer once_virtiofsd(gpointer arg)
+{
+	static const char *const paths[] = { "/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd" };
+	bool *found = arg;
+
+	for (unsigned i = 0; i < G_N_ELEMENTS(paths); i++)
+		*found |= !access(paths[i], X_OK);
+	return NULL;
+}
+
+SpecShareType lv_xml_share_type(const SpecShare *share)
+{
+	static GOnce once = G_ONCE_INIT;
+	static bool found;
+
+	if (share->type != SHARE_AUTO)
+		return share->type;
+	(void)g_once(&once, once_virtiofsd, &found);
+	return found && !share->readonly ? SHARE_VIRTIOFS : SHARE_9P;
+}
+
+/* virtiofsd has to see the guest's memory. What is there already is left as it is. */
+static bool set_shared_memory(const Edit *e, GError **err)
+{
+	xmlNode *memory = xmltree_find(e->domain, "memoryBacking"), *access;
+	bool wanted = e->want->shared_memory;
+
+	(void)err;
+	for (unsigned i = 0; i < e->want->shares->len; i++)
+		wanted |= lv_xml_share_type(e->want->shares->pdata[i]) == SHARE_VIRTIOFS;
+	access = xmltree_find(memory, "access");
+	if (wanted == xmltree_attr_is(access, "mode", "shared"))
+		return true;
+	if (!wanted) {
+		drop(access);
+		if (xmltree_attr_is(xmltree_find(memory, "source"), "type", "memfd"))
+			drop(xmltree_find(memory, "source"));
+		if (!xmlFirstElementChild(memory))
+			drop(memory);
+		return true;
+	}
+	if (!memory)
+		memory = add_child(e->domain, "memoryBacking", NULL);
+	if (!xmltree_find(memory, "source") && !xmltree_find(memory, "hugepages"))
+		set_attr(add_child(memory, "source", NULL), "type", "memfd");
+	set_attr(access ? access : add_child(memory, "access", NULL), "mode", "shared");
+	return true;
+}
+
+/* Where virtiofsd or QEMU has all rights, the guest's users are those of the host. */
+static void fill_share(xmlNode *n, const SpecShare *share)
+{
+	const bool virtiofs = lv_xml_share_type(share) == SHARE_VIRTIOFS;
+	xmlNode *driver = xmltree_find(n, "driver"), *source = xmltree_find(n, "source");
+
+	if (!driver)
+		driver = add_child(n, "driver", NULL);
+	if (virtiofs != xmltree_is_virtiofs(n) || xmltree_attr_is(driver, "type", NULL)) {
+		set_attr(driver, "type", virtiofs ? "virtiofs" : "path");
+		set_attr(n, "type", "mount");
+		set_attr(n, "accessmode", virtiofs ? "passthrough" : "squash");
+	}
+	set_attr(source ? source : add_child(n, "source", NULL), "dir", share->path);
+	if (!share->readonly)
+		drop(xmltree_find(n, "readonly"));
+	else if (!xmltree_find(n, "readonly"))
+		(void)add_child(n, "readonly", NULL);
+}
+
+static bool set_share(const Edit *e, GError **err)
+{
+	xmlNode *devices = xmltree_find(e->domain, "devices");
+	xmlNode *n = find_device(devices, "filesystem", e->name);
+	g_autofree char *key = g_strconcat("shares.", e->name, NULL);
+	const SpecShare *share = spec_named(e->want, key);
+
+	(void)set_shared_memory(e, err);
+	if (!share) {
+		drop(n);
+		return true;
+	}
+	if (!n) {
+		n = add_child(devices, "filesystem", NULL);
+		set_attr(add_child(n, "target", NULL), "dir", e->name);
+		set_alias(n, e->name);
+	}
+	fill_share(n, share);
+	return true;
+}
+
 static bool set_display(const Edit *e, GError **err)
 {
 	static const char *const models[] = { [DISPLAY_AUTO] = "vga",
@@ -484,6 +576,8 @@ static const struct {
 	{ "boot", true, set_boot },
 	{ "disks", true, set_disk },
 	{ "nics", true, set_nic },
+	{ "shares", true, set_share },
+	{ "shared_memory", false, set_shared_memory },
 	{ "display", false, set_display },
 	{ "cloud_init", false, set_seed },
 	{ "backend", false, NULL },
@@ -568,10 +662,11 @@ static xmlNode *device_of(xmlDoc *doc, const char *key)
 	xmlNode *devices = doc ? xmltree_find(xmlDocGetRootElement(doc), "devices") : NULL;
 	const char *dot = strchr(key, '.');
 
-	return devices && dot ? find_device(devices,
-					    g_str_has_prefix(key, "disks.") ? "disk" : "interface",
-					    dot + 1)
-			      : NULL;
+	const char *kind = g_str_has_prefix(key, "disks.")    ? "disk"
+			   : g_str_has_prefix(key, "shares.") ? "filesystem"
+							      : "interface";
+
+	return devices && dot ? find_device(devices, kind, dot + 1) : NULL;
 }
 
 /* Takes it. */
@@ -647,7 +742,12 @@ static bool add_all(Edit *e, GError **err)
 		if (!set_nic(e, err))
 			return false;
 	}
-	if (!set_seed(e, err))
+	for (unsigned i = 0; i < s->shares->len; i++) {
+		e->name = ((const SpecShare *)s->shares->pdata[i])->name;
+		if (!set_share(e, err))
+			return false;
+	}
+	if (!set_shared_memory(e, err) || !set_seed(e, err))
 		return false;
 	set_own(e);
 	return true;

@@ -24,10 +24,13 @@ bool xmltree_attr_is(const xmlNode *n, const char *name, const char *value);
 /* As it is, blanks and all. */
 char *xmltree_text(const xmlNode *n);
 
-/* What a disk or the index'th interface is called in a spec. */
+/* What a disk, or the index'th interface or filesystem, is called in a spec. */
 char *xmltree_device_name(xmlNode *device, unsigned index);
 /* NULL: it is not one that a spec can describe. */
 char *xmltree_disk_path(xmlNode *disk);
+/* The host's directory; NULL likewise. */
+char *xmltree_share_path(xmlNode *filesystem);
+bool xmltree_is_virtiofs(const xmlNode *filesystem);
 /* QEMU itself is its network, and can be told to forward ports. */
 bool xmltree_can_forward(xmlNode *interface);
 /* What it is connected to, as a spec says it; NULL likewise. */
