@@ -146,10 +146,20 @@ class Qemu:
     def type(self):
         return "echo typed-$((40 + 2))\n", "typed-42"
 
+    @staticmethod
+    def _typed(vm, text):
+        """False: it is not connected yet, after a restore."""
+        try:
+            vm.write("console", text, 0)
+        except BlockingIOError:
+            return False
+        return True
+
     def _shell(self, vm, line, pattern):
         console = vm.follow("console")
         self.asked = getattr(self, "asked", 0) + 1
-        vm.write("console", f"{line}; echo done-$(({self.asked}+0))\n", 0)
+        until(lambda: self._typed(vm, f"{line}; echo done-$(({self.asked}+0))\n"),
+              "the console takes it")
         found = console.expect(pattern.replace("DONE", f"done-{self.asked}"), 60)
         console.close()
         return found
