@@ -259,7 +259,7 @@ static void write_core(GString *out, const Section *s, const void *spec, const v
 			write_core(text, f->section, spec, base);
 			if (!text->len)
 				continue;
-			begin_pair(out, f->name);
+			begin_field(out, f);
 			g_string_append_printf(out, "{%s}", text->str);
 		} else if (f->of_core) {
 			write_value(text, f, slot);
@@ -283,10 +283,8 @@ Spec *spec_with_core(const Spec *have, const Spec *core, const char *but)
 
 		if (strcmp(f->name, but) != 0)
 			write_core(pair, &s, core, have);
-		/* Such names need no quotes. */
 		if (pair->len)
-			g_string_append_printf(out, "%s%s\n", f->name,
-					       pair->str + strlen(f->name) + 2);
+			g_string_append_printf(out, "%s\n", pair->str);
 	}
 	return spec_restore(out->str, out->len, NULL);
 }
