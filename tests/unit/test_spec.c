@@ -442,10 +442,11 @@ static void assert_merge(const char *have, const char *want, const char *key, co
 {
 	g_autoptr(Spec) a = must_parse(have), b = must_parse(want);
 	g_autoptr(Spec) merged = spec_merge(a, b, key);
-	g_autoptr(GPtrArray) keys = merged ? spec_diff(b, merged) : NULL;
+	g_autoptr(GPtrArray) keys = NULL;
 	g_autofree char *text = NULL;
 
 	g_assert_nonnull(merged);
+	keys = spec_diff(b, merged);
 	g_ptr_array_add(keys, NULL);
 	text = g_strjoinv(" ", (char **)keys->pdata);
 	g_assert_cmpstr(text, ==, left);
