@@ -232,6 +232,9 @@ const char *vm_data_dir(Vm *vm);
 const char *vm_run_dir(Vm *vm);
 bool vm_make_run_dir(Vm *vm, GError **err);
 void vm_remove_run_dir(Vm *vm);
+/* For one that is found by its host and not by OP_ADOPT: take what it was started with, as it was
+ * written then, for BackendVm.spec. */
+void vm_load_started(Vm *vm);
 /* The stored run-time key file that save() wrote before the daemon died; NULL if there is none.
  * Borrowed. */
 GKeyFile *vm_run_file(Vm *vm);

@@ -118,6 +118,32 @@ def test_seed(fs, backend):
     assert not seed_of(fs).exists()
 
 
+@real
+def test_change_waits_for_a_start(fs, backend):
+    """The machine goes on with the seed that it was started with, also over a restart of vmfs."""
+    vm = backend.vm(spec=backend.spec(extra=SEED))
+    vm.do("start")
+    assert vm.read("pending") == ""
+    vm.write("spec.yaml", backend.spec(extra=SEED.replace(SECRET, "new")))
+    assert vm.read("pending") == "cloud_init.user_data\n"
+    fs.kill9()
+    fs.restart()
+    until(lambda: vm.state == "running", "it is found again")
+    assert vm.read("pending") == "cloud_init.user_data\n"
+    vm.do("sleep")
+    assert vm.read("pending") == "cloud_init.user_data\n"
+    vm.do("wake")
+    assert vm.read("pending") == "cloud_init.user_data\n"
+    assert "script-ran-new" not in files(seed_of(fs))["user-data"]
+    vm.do("kill")
+    assert vm.read("pending") == ""
+    vm.do("start")
+    assert vm.read("pending") == ""
+    assert "script-ran-new" in files(seed_of(fs))["user-data"]
+    vm.write("spec.yaml", backend.spec())
+    assert vm.read("pending") == "cloud_init\n"
+
+
 @pytest.mark.qemu
 def test_own_meta_data(fs, qemu):
     odd = 'a "quoted" \\\\ back: [slash] # é'

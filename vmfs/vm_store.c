@@ -315,6 +315,16 @@ static Spec *load_spec(Vm *vm, const char *name,
 	return parse(data ? data : "", len, err);
 }
 
+void vm_load_started(Vm *vm)
+{
+	Spec *started = load_spec(vm, "started.yaml", spec_restore, NULL);
+
+	if (!started)
+		return;
+	spec_unref(vm->bv->spec);
+	vm->bv->spec = started;
+}
+
 static void load_run(Vm *vm)
 {
 	g_autoptr(GBytes) bytes = store_get_run(vm->serial, MAX_FILE);

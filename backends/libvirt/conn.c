@@ -324,9 +324,15 @@ void lv_host_open(Host *host)
 	host->link = lh;
 	for (unsigned i = 0; i < vms->len; i++) {
 		Vm *vm = vms->pdata[i];
+		const bool known = vm->bv;
+		LvVm *lv;
 
-		if (vm->home.be == host->be && !g_strcmp0(vm->home.host, host->name))
-			lv_show(lv_bind(vm), (LvState){ VM_UNKNOWN, "host-away" });
+		if (vm->home.be != host->be || g_strcmp0(vm->home.host, host->name))
+			continue;
+		lv = lv_bind(vm);
+		if (!known)
+			vm_load_started(vm);
+		lv_show(lv, (LvState){ VM_UNKNOWN, "host-away" });
 	}
 	g_autofree char *uri = lv_uri(host);
 	if (uri)

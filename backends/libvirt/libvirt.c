@@ -121,7 +121,13 @@ bool lv_shares_allowed(const Vm *vm, const Spec *spec, GError **err)
 		       vm_uid(vm));
 }
 
-/* A key that differs, but where the user left it to us, or XML cannot say it. */
+static bool is_of_seed(const char *key)
+{
+	return !strcmp(key, "cloud_init") || g_str_has_prefix(key, "cloud_init.");
+}
+
+/* A key that differs, but where the user left it to us, or XML cannot say it; but of what runs, it
+ * is known which seed it has. */
 static bool is_open(const Spec *user, const char *key)
 {
 	const char *last = strrchr(key, '.');
@@ -140,7 +146,9 @@ static bool is_open(const Spec *user, const char *key)
 		return !((const SpecNic *)named)->mac;
 	if (named && g_str_has_prefix(key, "disks.") && !strcmp(last, ".format"))
 		return !((const SpecDisk *)named)->format;
-	return lv_xml_lacks(key) || (!strcmp(key, "accel") && user->accel == ACCEL_AUTO);
+	if (!strcmp(key, "accel"))
+		return user->accel == ACCEL_AUTO;
+	return lv_xml_lacks(key) && !is_of_seed(key);
 }
 
 /* Nothing that both can say is different. */
@@ -149,7 +157,7 @@ static bool says_the_same(const Spec *user, const Spec *xml)
 	g_autoptr(GPtrArray) diff = spec_diff(user, xml);
 
 	for (unsigned i = 0; i < diff->len; i++)
-		if (!is_open(user, diff->pdata[i]))
+		if (!is_open(user, diff->pdata[i]) && !lv_xml_lacks(diff->pdata[i]))
 			return false;
 	return user->autostart == xml->autostart;
 }
@@ -173,6 +181,18 @@ static Spec *join(const Spec *xml, const Spec *user)
 	for (unsigned i = 0; i < diff->len; i++)
 		if (lv_xml_lacks(diff->pdata[i]) && strcmp(diff->pdata[i], "backend") != 0)
 			take_key(&spec, spec_merge(spec, user, diff->pdata[i]));
+	return spec;
+}
+
+/* What runs, as XML has it, with the seed that it was started with. */
+static Spec *join_seed(const Spec *xml, const Spec *started)
+{
+	g_autoptr(GPtrArray) diff = spec_diff(started, xml);
+	Spec *spec = spec_ref((Spec *)xml);
+
+	for (unsigned i = 0; i < diff->len; i++)
+		if (is_of_seed(diff->pdata[i]))
+			take_key(&spec, spec_merge(spec, started, diff->pdata[i]));
 	return spec;
 }
 
@@ -219,11 +239,14 @@ void lv_shares_report(LvVm *lv, const Spec *had, const Spec *spec)
 void lv_runs(LvVm *lv, Spec *spec, bool agent)
 {
 	Vm *vm = lv->base.vm;
+	Spec *joined;
 
 	if (vm->pushed != VM_RUNNING && vm->pushed != VM_PAUSED && vm->pushed != VM_ASLEEP)
 		return;
 	lv_shares_report(lv, lv->base.spec, spec);
-	backend_spec(&lv->base, spec);
+	joined = join_seed(spec, lv->base.spec);
+	backend_spec(&lv->base, joined);
+	spec_unref(joined);
 	if (vm->pushed == VM_ASLEEP)
 		return;
 	lv_ports_look(lv);
