@@ -5,6 +5,8 @@
 #include <linux/input-event-codes.h>
 #include <string.h>
 
+#include "backends/guestnet.h"
+#include "backends/libvirt/agent.h"
 #include "backends/libvirt/call.h"
 #include "backends/libvirt/xml.h"
 #include "vmfs/ask.h"
@@ -12,6 +14,7 @@
 
 #define MAX_PICTURE (64u << 20) /* bytes */
 #define HOLD_MS	    20		/* that a key is down */
+#define AGENT_MS    1000	/* for a part of an answer: the rest does not wait for longer */
 
 static void answered(LvCall *c)
 {
@@ -21,10 +24,11 @@ static void answered(LvCall *c)
 		ask_answer(c->arg, g_byte_array_free_to_bytes(g_steal_pointer(&c->bytes)));
 }
 
-static void ask(BackendVm *bv, Ask *a, bool (*work)(LvCall *c, GError **err))
+static void ask(BackendVm *bv, Ask *a, bool (*work)(LvCall *c, GError **err),
+		void (*done)(LvCall *c))
 {
 	GError *e = NULL;
-	LvCall *c = lv_call_new(lv_of(bv), work, answered, &e);
+	LvCall *c = lv_call_new(lv_of(bv), work, done, &e);
 
 	if (!c) {
 		ask_fail(a, e);
@@ -83,7 +87,7 @@ static bool work_screen(LvCall *c, GError **err)
 
 void lv_ask_screen(BackendVm *bv, Ask *a)
 {
-	ask(bv, a, work_screen);
+	ask(bv, a, work_screen, answered);
 }
 
 /* ---- the counters ---- */
@@ -151,7 +155,7 @@ static void lines_of(LvCall *c, const virDomainStatsRecord *r, const char *group
 		}
 }
 
-static void all_lines(LvCall *c, const virDomainStatsRecord *r)
+static void all_lines(LvCall *c, const virDomainStatsRecord *r, const char *xml)
 {
 	static const Counter disk[] = {
 		{ "read_ops", "rd.reqs" },  { "read_bytes", "rd.bytes" },
@@ -164,12 +168,10 @@ static void all_lines(LvCall *c, const virDomainStatsRecord *r)
 		{ "tx_bytes", "tx.bytes" }, { "tx_packets", "tx.pkts" },
 		{ "tx_errors", "tx.errs" }, { "tx_drops", "tx.drop" },
 	};
-	char *xml = virDomainGetXMLDesc(c->dom, 0);
-	g_auto(GStrv) disks = lv_xml_names(xml ? xml : "", "disk");
-	g_auto(GStrv) nics = lv_xml_names(xml ? xml : "", "interface");
+	g_auto(GStrv) disks = lv_xml_names(xml, "disk");
+	g_auto(GStrv) nics = lv_xml_names(xml, "interface");
 	unsigned long long cpus = 0;
 
-	free(xml);
 	line(c, r, "cpu.count", "vcpu.current", 1, 1);
 	(void)number(r, "vcpu.current", &cpus);
 	for (unsigned i = 0; i < cpus && i < SPEC_MAX_CPUS; i++) {
@@ -195,20 +197,125 @@ static bool work_stats(LvCall *c, GError **err)
 					      VIR_DOMAIN_STATS_VCPU | VIR_DOMAIN_STATS_INTERFACE |
 					      VIR_DOMAIN_STATS_BLOCK,
 				      &records, 0);
+	g_autofree char *text = NULL;
+	char *xml;
 
 	if (n < 0) {
 		lv_error(err, "libvirt gives no counters");
 		return false;
 	}
+	xml = virDomainGetXMLDesc(c->dom, 0);
 	if (n > 0)
-		all_lines(c, records[0]);
+		all_lines(c, records[0], xml ? xml : "");
+	/* What runs, with the addresses of its nics. */
+	text = xml ? lv_xml_spec(xml, NULL) : NULL;
+	c->spec = text ? spec_restore(text, strlen(text), NULL) : NULL;
+	free(xml);
 	virDomainStatsRecordListFree(records);
 	return true;
 }
 
+/*
+ * Of a user network libvirt counts nothing, so what the guest counts is told. The rest does not
+ * wait for it for longer than AGENT_MS: the agent may be stuck, or there are others who wait for
+ * it.
+ */
+typedef struct Nics {
+	LvCall *call;
+	Ask *ask; /* NULL: it has had its answer */
+	GByteArray *rest;
+	Timer *timer;
+} Nics;
+
+static bool work_nics(LvCall *c, GError **err)
+{
+	g_autoptr(GString) out = g_string_new(NULL);
+	json_t *said;
+
+	if (g_atomic_int_get(&c->unwanted))
+		return true;
+	said = lv_agent_ask(c->dom, GUESTNET_COMMAND, NULL, err);
+	for (guint i = 0; i < c->spec->nics->len; i++) {
+		const SpecNic *nic = c->spec->nics->pdata[i];
+
+		if (nic->mac && !strcmp(nic->network, "user"))
+			guestnet_counters(out, nic->name, guestnet_find(said, nic->mac));
+	}
+	json_decref(said);
+	say(c, out->str);
+	return !*err;
+}
+
+static void nics_end(Nics *n, const GByteArray *counted)
+{
+	timer_stop(&n->timer);
+	if (counted)
+		g_byte_array_append(n->rest, counted->data, counted->len);
+	ask_answer(g_steal_pointer(&n->ask), g_byte_array_free_to_bytes(n->rest));
+}
+
+static void nics_late(void *arg)
+{
+	Nics *n = arg;
+
+	n->timer = NULL;
+	g_atomic_int_set(&n->call->unwanted, 1);
+	nics_end(n, NULL);
+}
+
+static void nics_counted(LvCall *c)
+{
+	Nics *n = c->arg;
+
+	if (n->ask)
+		nics_end(n, c->bytes);
+	g_free(n);
+}
+
+/* One that nobody waits for any more has its agent still. */
+static bool agent_is_stuck(const LvVm *lv)
+{
+	LvCall *c = lv->guest_call;
+
+	return c && g_atomic_int_get(&c->unwanted);
+}
+
+static bool asks_guest(const LvCall *c)
+{
+	const Vm *vm = c->vm;
+
+	if (!lv_call_alive(c) || vm->pushed != VM_RUNNING || !vm->agent || agent_is_stuck(c->lv))
+		return false;
+	for (guint i = 0; c->spec && i < c->spec->nics->len; i++)
+		if (!strcmp(((const SpecNic *)c->spec->nics->pdata[i])->network, "user"))
+			return true;
+	return false;
+}
+
+static void counted(LvCall *c)
+{
+	LvCall *guest = !c->error && asks_guest(c)
+				? lv_call_new(c->lv, work_nics, nics_counted, NULL)
+				: NULL;
+	Nics *n;
+
+	if (!guest) {
+		answered(c);
+		return;
+	}
+	n = g_new0(Nics, 1);
+	*n = (Nics){ guest, c->arg, g_steal_pointer(&c->bytes),
+		     timer_start(AGENT_MS, nics_late, n) };
+	guest->arg = n;
+	guest->guest = true;
+	guest->spec = spec_ref(c->spec);
+	guest->bytes = g_byte_array_new();
+	lv_call_send(guest);
+}
+
 void lv_ask_stats(BackendVm *bv, Ask *a)
 {
-	ask(bv, a, work_stats);
+	ask(bv, a, work_stats, counted);
 }
 
 /* ---- the keyboard ---- */
@@ -293,7 +400,7 @@ static bool work_keys(LvCall *c, GError **err)
 
 void lv_ask_keys(BackendVm *bv, Ask *a)
 {
-	ask(bv, a, work_keys);
+	ask(bv, a, work_keys, answered);
 }
 
 /* ---- the monitor ---- */
@@ -324,5 +431,5 @@ static bool work_monitor(LvCall *c, GError **err)
 
 void lv_ask_monitor(BackendVm *bv, Ask *a)
 {
-	ask(bv, a, work_monitor);
+	ask(bv, a, work_monitor, answered);
 }

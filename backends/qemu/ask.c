@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backends/guestnet.h"
 #include "backends/qemu/qemu.h"
 #include "vmfs/err.h"
 #include "vmfs/specval.h"
@@ -319,26 +320,6 @@ static void blocks_answered(void *arg, const json_t *result, const GError *err)
 	end_stats(n);
 }
 
-static void add_nic(Question *n, const char *name, const json_t *counters)
-{
-	static const struct {
-		const char *member, *key;
-	} rows[] = {
-		{ "rx-bytes", "rx_bytes" }, { "rx-packets", "rx_packets" },
-		{ "rx-errs", "rx_errors" }, { "rx-dropped", "rx_drops" },
-		{ "tx-bytes", "tx_bytes" }, { "tx-packets", "tx_packets" },
-		{ "tx-errs", "tx_errors" }, { "tx-dropped", "tx_drops" },
-	};
-
-	for (size_t i = 0; i < G_N_ELEMENTS(rows); i++) {
-		const json_t *v = json_object_get(counters, rows[i].member);
-		g_autofree char *key = g_strdup_printf("net.%s.%s", name, rows[i].key);
-
-		if (json_is_integer(v) && json_integer_value(v) >= 0)
-			add_line(n->net, key, (uint64_t)json_integer_value(v));
-	}
-}
-
 static void nics_answered(void *arg, const json_t *result, const GError *err)
 {
 	Question *n = arg;
@@ -348,9 +329,8 @@ static void nics_answered(void *arg, const json_t *result, const GError *err)
 	for (guint i = 0; !err && i < nics->len; i++) {
 		const SpecNic *nic = nics->pdata[i];
 		g_autofree char *mac = qemu_nic_mac(n->q, nic);
-		const json_t *found = qemu_agent_nic(result, mac);
 
-		add_nic(n, nic->name, json_object_get(found, "statistics"));
+		guestnet_counters(n->net, nic->name, guestnet_find(result, mac));
 	}
 	end_stats(n);
 }
@@ -382,8 +362,7 @@ void qemu_ask_stats(BackendVm *bv, Ask *a)
 	if (!n->q->agent || !agent_is_up(n->q->agent) || n->q->paused)
 		return;
 	n->agent_timer = timer_start(AGENT_MS, agent_late, n);
-	agent_request(n->q->agent, "guest-network-get-interfaces", NULL, false, AGENT_MS,
-		      nics_answered, n);
+	agent_request(n->q->agent, GUESTNET_COMMAND, NULL, false, AGENT_MS, nics_answered, n);
 }
 
 /* ---- monitor ---- */

@@ -35,21 +35,6 @@ static const char *nic_mac(const json_t *nic)
 	return json_string_value(json_object_get(nic, "hardware-address"));
 }
 
-const json_t *qemu_agent_nic(const json_t *interfaces, const char *mac)
-{
-	json_t *nic;
-	size_t i;
-
-	json_array_foreach(interfaces, i, nic)
-	{
-		const char *its = nic_mac(nic);
-
-		if (its && !g_ascii_strcasecmp(its, mac))
-			return nic;
-	}
-	return NULL;
-}
-
 GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned id)
 {
 	GPtrArray *ips = g_ptr_array_new_with_free_func(g_free);

@@ -345,8 +345,6 @@ void qemu_report_ports(QemuVm *q, const Spec *spec, const char *usernet);
 GPtrArray *qemu_usernet(const char *text);
 /* The addresses (char *) in the answer to guest-network-get-interfaces, best first. */
 GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned id);
-/* The interface in it that has this address; borrowed; NULL: none has. */
-const json_t *qemu_agent_nic(const json_t *interfaces, const char *mac);
 
 /*
  * disk.c: see whether the disks of a spec can be used, and make the files that are missing, and
