@@ -7,6 +7,7 @@ import subprocess
 import time
 import uuid
 from errno import EBUSY, EEXIST, EHOSTDOWN, EINVAL, EIO, EOPNOTSUPP, EPERM, ESRCH, ETIMEDOUT
+from pathlib import Path
 
 import pytest
 
@@ -611,3 +612,36 @@ def test_guest_that_keeps_its_disk(lv, on, guest):
     vm.do("kill")
     os.unlink(vm / "disks/data")
     assert disk.exists() and os.listdir(vm / "disks") == []
+
+
+@pytest.mark.qemu
+@pytest.mark.skipif(not list(Path("/usr/share/qemu/firmware").glob("*.json")),
+                    reason="no firmware for libvirt to choose from")
+def test_uefi(lv, on, guest):
+    """It boots what nobody has signed; its variables go with it, and are no other machine's."""
+    nvram = lv.dir / "lib/qemu/nvram"
+    nvram.mkdir(exist_ok=True)
+    (nvram / "web_VARS.fd").write_bytes(b"of another machine")
+    fs = on()
+    text = ("backend: libvirt\naccel: tcg\nmemory: 256MiB\nfirmware: uefi\n"
+            f"disks: {{root: {{image: {guest.disk}}}}}\n")
+    vm = fs.vm("web", text)
+    vm.do("start")
+    vm.follow("console").expect("GUEST-UP", 60)
+    assert os.listdir(nvram) == ["web_VARS.fd"] and (nvram / "web_VARS.fd").stat().st_size > 1 << 16
+    assert vm.read("pending") == "" and vm.spec == text
+    vm.do("sleep")
+    vm.do("wake")
+    assert vm.state == "running"
+    vm.do("kill")
+    vm.write("spec.yaml", text.replace("uefi", "bios"))
+    until(lambda: "secure-boot" not in vm.read("domain.xml"), "libvirt has it without")
+    vm.do("start")
+    vm.write("spec.yaml", text)
+    assert vm.read("pending") == "firmware\n"
+    vm.do("kill")
+    vm.do("start")
+    assert vm.read("pending") == ""
+    vm.do("kill")
+    vm.dir.rmdir()
+    until(lambda: not os.listdir(nvram), "its variables are gone")

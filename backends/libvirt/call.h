@@ -33,6 +33,7 @@ struct LvCall {
 	Spec *spec, *have; /* references of the loop's */
 	unsigned id;
 	char *xml; /* what was defined */
+	bool made; /* and it was not before */
 	char *dir; /* own.c: where it can have files of its own; NULL: nowhere */
 	uid_t uid; /* whose they are */
 	gid_t gid;

@@ -316,6 +316,7 @@ static bool write_xml(LvCall *c, GError **err)
 			   : NULL;
 	bool ok = true;
 
+	c->made = !now;
 	if (!now) {
 		const LvNew made = { c->name, c->key, c->id, c->caps.kvm };
 
@@ -360,14 +361,25 @@ static bool is_done(const LvCall *c, bool active)
 	       virDomainIsActive(c->dom) == active;
 }
 
+/* libvirt keeps a guest's UEFI variables by the domain's name: of an earlier one there may be some
+ * left. */
+#if LIBVIR_VERSION_NUMBER >= 8001000
+#define NEW_NVRAM VIR_DOMAIN_START_RESET_NVRAM
+#else
+#define NEW_NVRAM 0
+#endif
+
 /* As it stands still, so that the console misses nothing. */
 static bool boot(LvCall *c, GError **err)
 {
+	const unsigned flags = c->made && c->spec->firmware == FIRMWARE_UEFI ? NEW_NVRAM : 0;
 	LvState now;
 
 	if (!c->console && !c->ports)
-		return virDomainCreate(c->dom) >= 0 || is_done(c, true) || said(-1, err);
-	if (virDomainCreateWithFlags(c->dom, VIR_DOMAIN_START_PAUSED) < 0 && !is_done(c, true))
+		return virDomainCreateWithFlags(c->dom, flags) >= 0 || is_done(c, true) ||
+		       said(-1, err);
+	if (virDomainCreateWithFlags(c->dom, flags | VIR_DOMAIN_START_PAUSED) < 0 &&
+	    !is_done(c, true))
 		return said(-1, err);
 	if (c->console)
 		c->stream = lv_console_connect(c->virt, c->dom);

@@ -148,17 +148,23 @@ static bool set_accel(const Edit *e, GError **err)
 	return true;
 }
 
+/* Left to itself, libvirt may choose a firmware that boots only what Microsoft has signed. */
 static bool set_firmware(const Edit *e, GError **err)
 {
-	xmlNode *os = xmltree_find(e->domain, "os");
+	xmlNode *os = xmltree_find(e->domain, "os"), *feature;
 
 	(void)err;
 	drop(xmltree_find(os, "loader"));
 	drop(xmltree_find(os, "nvram"));
-	if (e->want->firmware == FIRMWARE_UEFI)
-		set_attr(os, "firmware", "efi");
-	else
+	drop(xmltree_find(os, "firmware"));
+	if (e->want->firmware != FIRMWARE_UEFI) {
 		(void)xmlUnsetProp(os, X("firmware"));
+		return true;
+	}
+	set_attr(os, "firmware", "efi");
+	feature = add_child(add_child(os, "firmware", NULL), "feature", NULL);
+	set_attr(feature, "enabled", "no");
+	set_attr(feature, "name", "secure-boot");
 	return true;
 }
 

@@ -144,7 +144,8 @@ class Libvirtd:
         """Undefine all domains."""
         for name in self.domains():
             self.virsh("destroy", name, check=False)
-            self.virsh("undefine", name, "--managed-save", "--snapshots-metadata", check=False)
+            self.virsh("undefine", name, "--managed-save", "--snapshots-metadata", "--nvram",
+                       check=False)
 
     def kill(self):
         """kill -9. Another one comes; what the first started goes on."""
