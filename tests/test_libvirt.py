@@ -615,6 +615,32 @@ def test_guest_that_keeps_its_disk(lv, on, guest):
 
 
 @pytest.mark.qemu
+def test_console_that_virsh_has(lv, on, guest):
+    """Only one client has it: that is told, and who looks after that has it."""
+    lv.define("web", guest=guest)
+    vm = on().vm("web")
+    lv.virsh("start", "web")
+    vm.wait("agent", 60)
+    main, terminal = os.openpty()
+    virsh = subprocess.Popen(["setsid", "--ctty", "virsh", "-c", lv.uri, "console", "web"],
+                             stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    said = b""
+    while b"Escape character" not in said:
+        said += os.read(main, 4096)
+    reader = vm.follow("console")
+    until(lambda: "Active console session" in vm.status.get("console", ""), "it is told")
+    reader.close()
+    os.write(main, b"\x1d")  # ctrl-]
+    assert virsh.wait(30) == 0
+    os.close(main)
+    reader = vm.follow("console")
+    until(lambda: "console" not in vm.status, "it is vmfs's now")
+    vm.write("console", "echo mine-$((1 + 1))\n", 0)
+    reader.expect("^mine-2")
+
+
+@pytest.mark.qemu
 @pytest.mark.skipif(not list(Path("/usr/share/qemu/firmware").glob("*.json")),
                     reason="no firmware for libvirt to choose from")
 def test_uefi(lv, on, guest):

@@ -162,15 +162,16 @@ static void on_stream(virStreamPtr stream, int events, void *arg)
 
 /* ---- in the pool ---- */
 
-virStreamPtr lv_console_connect(virConnectPtr virt, virDomainPtr dom)
+virStreamPtr lv_console_connect(virConnectPtr virt, virDomainPtr dom, GError **err)
 {
 	virStreamPtr stream = virStreamNew(virt, VIR_STREAM_NONBLOCK);
 
-	if (stream && virDomainOpenConsole(dom, NULL, stream, 0) < 0) {
+	if (stream && !virDomainOpenConsole(dom, NULL, stream, 0))
+		return stream;
+	lv_error(err, "not open");
+	if (stream)
 		virStreamFree(stream);
-		stream = NULL;
-	}
-	return stream;
+	return NULL;
 }
 
 static void watch_job(void *arg)
@@ -242,6 +243,9 @@ void lv_console_begin(LvVm *lv, virStreamPtr stream_take)
 	c->stream = stream_take;
 	c->lv = lv;
 	lv->console = c;
+	if (lv->console_refused)
+		backend_fact(&lv->base, "console", NULL);
+	lv->console_refused = false;
 	g_atomic_ref_count_inc(&c->refs);
 	pool_work(lv->host->pool, watch_job, watched, c);
 }
@@ -260,16 +264,25 @@ void lv_console_end(LvVm *lv)
 
 static bool work_connect(LvCall *c, GError **err)
 {
-	c->stream = lv_console_connect(c->virt, c->dom);
-	if (!c->stream)
-		lv_error(err, "cannot open the console");
+	c->stream = lv_console_connect(c->virt, c->dom, err);
 	return c->stream;
+}
+
+/* Most likely another client has it: libvirt gives it to one at a time. */
+static void refused(LvVm *lv, const GError *err)
+{
+	g_autofree char *why = g_strdelimit(g_strdup(err->message), "\n", ' ');
+
+	lv->console_refused = true;
+	backend_fact(&lv->base, "console", why);
 }
 
 static void connected(LvCall *c)
 {
 	if (c->lv)
 		c->lv->connecting = false;
+	if (c->lv && c->error && lv_call_alive(c))
+		refused(c->lv, c->error);
 	if (!c->stream)
 		return;
 	if (lv_call_alive(c))

@@ -16,7 +16,7 @@ static void forget_run(LvVm *lv)
 	lv_console_end(lv);
 	lv_cloud_init_reset(lv);
 	lv_ssh_forget(lv);
-	lv->ports_failed = false;
+	lv->ports_failed = lv->console_refused = false;
 }
 
 void lv_show(LvVm *lv, LvState s)

@@ -85,8 +85,8 @@ typedef struct LvVm {
 	unsigned snaps_turn; /* a list that was begun before this was reached may be old */
 	char **snapshots;    /* their names, as told last; NULL: to be told again */
 
-	LvConsole *console; /* NULL: not connected */
-	bool connecting;
+	LvConsole *console;		  /* NULL: not connected */
+	bool connecting, console_refused; /* refused: and that was told */
 
 	CloudInit cloud_init;
 	void *cloud_init_call; /* the LvCall that looks; NULL: none does */
@@ -309,8 +309,8 @@ void lv_ssh_reset(LvVm *lv);
 void lv_ssh_forget(LvVm *lv);
 
 /* console.c */
-/* In the pool: NULL when it has no console, or another reader has it. */
-virStreamPtr lv_console_connect(virConnectPtr virt, virDomainPtr dom);
+/* In the pool: NULL and err when it has no console, or another reader has it. */
+virStreamPtr lv_console_connect(virConnectPtr virt, virDomainPtr dom, GError **err);
 void lv_console_begin(LvVm *lv, virStreamPtr stream_take);
 void lv_console_drop(virStreamPtr stream_take);
 void lv_console_end(LvVm *lv);

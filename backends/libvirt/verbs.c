@@ -382,7 +382,7 @@ static bool boot(LvCall *c, GError **err)
 	    !is_done(c, true))
 		return said(-1, err);
 	if (c->console)
-		c->stream = lv_console_connect(c->virt, c->dom);
+		c->stream = lv_console_connect(c->virt, c->dom, NULL);
 	if (c->ports && !lv_ports_work(c, err)) {
 		(void)virDomainDestroy(c->dom);
 		return false;
