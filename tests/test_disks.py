@@ -523,7 +523,7 @@ def test_libvirt_keeps_what_a_disk_is(fs, backend, boot, images, guest, data):
     (lv.dir / "edited.xml").write_text(lv.virsh("dumpxml", "web1").stdout.replace(
         ">1</vcpu>", ">2</vcpu>"))
     lv.virsh("define", lv.dir / "edited.xml")
-    until(lambda: '"cpus": 2' in vm.spec, "what virsh changes shows")
+    until(lambda: "cpus: 2\n" in vm.spec, "what virsh changes shows")
     for word in ("small", "67108864", "cloud_init"):
         assert word in vm.spec
     vm.write("spec.yaml", boot + "  root: {image: small}\n")

@@ -142,6 +142,25 @@ static void run(void *job)
 
 static void send_next(LvVm *lv);
 
+bool lv_is_being_defined(const LvVm *lv)
+{
+	for (unsigned i = 0; i < lv->calls->len; i++)
+		if (((LvCall *)lv->calls->pdata[i])->spec)
+			return true;
+	return false;
+}
+
+/* libvirt has no event for all that an order changes, autostart for one. */
+static void overtake_looks(const LvCall *c)
+{
+	LvHost *lh = lv_host_at(c->tag);
+
+	if (lh && c->spec && c->lv && (c->lv->xml || !c->error))
+		lv_look(lh, c->key);
+	else if (lh && (c->fn || c->state.state != VM_STATE_MAX))
+		(void)lv_overtake(lh, c->key);
+}
+
 static void finished(void *job)
 {
 	LvCall *c = job;
@@ -153,8 +172,7 @@ static void finished(void *job)
 		g_ptr_array_remove_fast(c->lv->calls, c);
 	if (c->lv && c->lv->guest_call == c)
 		send_next(c->lv);
-	if (c->state.state != VM_STATE_MAX && lv_host_at(c->tag))
-		(void)lv_overtake(lv_host_at(c->tag), c->key);
+	overtake_looks(c);
 	c->done(c);
 	vm_unref(c->vm);
 	spec_unref(c->spec);

@@ -64,6 +64,8 @@ LvCall *lv_call_new(LvVm *lv, bool (*work)(LvCall *c, GError **err), void (*done
 void lv_call_send(LvCall *c);
 /* The VM is still there, and its host is the same connection. */
 bool lv_call_alive(const LvCall *c);
+/* A call that may change what it is is under way. */
+bool lv_is_being_defined(const LvVm *lv);
 /* Nothing more is to come of the calls of this VM, which goes. */
 void lv_call_forget(LvVm *lv);
 

@@ -200,7 +200,11 @@ void lv_defined(LvVm *lv, char *xml, Spec *spec)
 {
 	Vm *vm = lv->base.vm;
 
-	if (g_strcmp0(lv->xml, xml) || spec->autostart != vm->spec->autostart) {
+	/* Half of what is being defined is nobody's wish; when all of it is, it is looked at again.
+	 */
+	if (lv_is_being_defined(lv)) {
+		g_free(xml);
+	} else if (g_strcmp0(lv->xml, xml) || spec->autostart != vm->spec->autostart) {
 		g_free(lv->xml);
 		lv->xml = xml;
 		/* The user's own text stays for as long as it says the same. */
