@@ -142,22 +142,27 @@ static void run(void *job)
 
 static void send_next(LvVm *lv);
 
+/* A start of what libvirt may not know yet, or the like. */
+static bool defines(const LvCall *c)
+{
+	return c->absent && c->spec;
+}
+
 bool lv_is_being_defined(const LvVm *lv)
 {
 	for (unsigned i = 0; i < lv->calls->len; i++)
-		if (((LvCall *)lv->calls->pdata[i])->spec)
+		if (defines(lv->calls->pdata[i]))
 			return true;
 	return false;
 }
 
-/* libvirt has no event for all that an order changes, autostart for one. */
 static void overtake_looks(const LvCall *c)
 {
 	LvHost *lh = lv_host_at(c->tag);
 
-	if (lh && c->spec && c->lv && (c->lv->xml || !c->error))
+	if (lh && defines(c) && c->lv && (c->lv->xml || !c->error))
 		lv_look(lh, c->key);
-	else if (lh && (c->fn || c->state.state != VM_STATE_MAX))
+	else if (lh && c->state.state != VM_STATE_MAX)
 		(void)lv_overtake(lh, c->key);
 }
 

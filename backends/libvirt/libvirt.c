@@ -204,7 +204,9 @@ void lv_defined(LvVm *lv, char *xml, Spec *spec)
 	 */
 	if (lv_is_being_defined(lv)) {
 		g_free(xml);
-	} else if (g_strcmp0(lv->xml, xml) || spec->autostart != vm->spec->autostart) {
+	} else if (lv->redefined || g_strcmp0(lv->xml, xml) ||
+		   spec->autostart != vm->spec->autostart) {
+		lv->redefined = false;
 		g_free(lv->xml);
 		lv->xml = xml;
 		/* The user's own text stays for as long as it says the same. */

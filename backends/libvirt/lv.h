@@ -61,6 +61,7 @@ typedef struct LvVm {
 	BackendVm base;
 	LvHost *host;	    /* NULL: it is not known there */
 	char *xml;	    /* of the domain as it is defined; NULL: not known, or not defined */
+	bool redefined;	    /* by us, since: the next one seen may be the same and yet be news */
 	GPtrArray *calls;   /* of LvCall: those that are under way */
 	void *guest_call;   /* the LvCall that waits for the guest's agent; NULL: none */
 	GQueue guest_calls; /* of LvCall: its followers */

@@ -591,6 +591,8 @@ static void order_done(LvCall *c)
 {
 	LvHost *lh;
 
+	if (c->lv && c->spec)
+		c->lv->redefined = true;
 	c->fn(c->arg, c->error);
 	/* The VM may be no more. libvirt tells nobody of some of what was defined, and what is
 	 * being looked at may be of before. */
