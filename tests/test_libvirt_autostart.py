@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """autostart is libvirt's own: its daemon starts the machine, and virsh and spec.yaml say the same."""
-import shutil
 
 import pytest
 
