@@ -9,6 +9,7 @@
 #include "vmfs/err.h"
 #include "vmfs/netaddr.h"
 #include "vmfs/ssh.h"
+#include "vmfs/vm.h"
 
 #define MAX_LINES 1024
 
@@ -101,26 +102,17 @@ static void add_fact(GHashTable *facts, const Spec *spec, const UsernetRow *r)
 	}
 }
 
-static void forget_port(BackendVm *bv, GHashTable *facts, const char *nic, unsigned guest_port,
-			bool udp)
-{
-	g_autofree char *key = port_key(nic, guest_port, udp);
-
-	if (!g_hash_table_contains(facts, key))
-		backend_fact(bv, key, NULL);
-}
-
+/* Of whatever nic, which may be no more. */
 static void forget_ports(BackendVm *bv, GHashTable *facts)
 {
-	for (guint i = 0; i < bv->spec->nics->len; i++) {
-		const SpecNic *n = bv->spec->nics->pdata[i];
+	const GPtrArray *told = bv->vm->facts;
 
-		for (guint j = 0; j < n->ports->len; j++) {
-			const SpecPort *p = n->ports->pdata[j];
+	for (guint i = told ? told->len : 0; i-- > 0;) {
+		const char *fact = told->pdata[i];
+		g_autofree char *key = g_strndup(fact, strcspn(fact, " "));
 
-			forget_port(bv, facts, n->name, p->guest_port, p->udp);
-		}
-		forget_port(bv, facts, n->name, SSH_PORT, false);
+		if (g_str_has_prefix(key, "port.") && !g_hash_table_contains(facts, key))
+			backend_fact(bv, key, NULL);
 	}
 }
 
