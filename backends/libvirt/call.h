@@ -51,6 +51,9 @@ struct LvCall {
 	GError *error;
 };
 
+/* plug.c, in the pool: the XML of what runs, to be g_free()d; NULL and err. */
+char *lv_live_xml(const LvCall *c, GError **err);
+
 /* verbs.c, in the pool: the domain is as c->spec says. */
 bool lv_work_define(LvCall *c, GError **err);
 

@@ -12,7 +12,7 @@
 #include "backends/libvirt/xml.h"
 #include "vmfs/err.h"
 
-static char *live_xml(const LvCall *c, GError **err)
+char *lv_live_xml(const LvCall *c, GError **err)
 {
 	char *xml = virDomainGetXMLDesc(c->dom, 0), *copy = g_strdup(xml);
 
@@ -39,7 +39,7 @@ static bool work_plug(LvCall *c, GError **err)
 	const SpecDisk *disk =
 		g_str_has_prefix(c->name, "disks.") ? spec_named(c->spec, c->name) : NULL;
 	const bool is_own = c->dir && disk && lv_is_own(disk);
-	g_autofree char *xml = live_xml(c, err), *device = NULL;
+	g_autofree char *xml = lv_live_xml(c, err), *device = NULL;
 	LvOwn own = { c->dir };
 
 	if (!xml || (is_own && !lv_learn_caps(c, err)))
@@ -59,7 +59,7 @@ static bool work_plug(LvCall *c, GError **err)
 
 static bool work_unplug(LvCall *c, GError **err)
 {
-	g_autofree char *xml = live_xml(c, err), *device = NULL, *after = NULL;
+	g_autofree char *xml = lv_live_xml(c, err), *device = NULL, *after = NULL;
 
 	if (!xml)
 		return false;
@@ -73,7 +73,7 @@ static bool work_unplug(LvCall *c, GError **err)
 		lv_error(err, "libvirt cannot take it away");
 		return false;
 	}
-	after = live_xml(c, err);
+	after = lv_live_xml(c, err);
 	if (!after)
 		return false;
 	if (lv_xml_has_device(after, c->name))

@@ -92,16 +92,6 @@ static bool set_nic(const LvCall *c, GHashTable *netdevs, const SpecNic *have, c
 	return carry_out(c, key, moves, all, err);
 }
 
-static char *live_xml(const LvCall *c, GError **err)
-{
-	char *xml = virDomainGetXMLDesc(c->dom, 0), *copy = g_strdup(xml);
-
-	if (!xml)
-		lv_error(err, "libvirt does not show what runs");
-	free(xml);
-	return copy;
-}
-
 /* It was done meanwhile, by another call. */
 static bool is_done(const LvCall *c, GHashTable *netdevs, const SpecNic *nic)
 {
@@ -113,7 +103,7 @@ static bool is_done(const LvCall *c, GHashTable *netdevs, const SpecNic *nic)
 
 bool lv_ports_work(LvCall *c, GError **err)
 {
-	g_autofree char *xml = live_xml(c, err), *text = xml ? lv_xml_spec(xml, err) : NULL;
+	g_autofree char *xml = lv_live_xml(c, err), *text = xml ? lv_xml_spec(xml, err) : NULL;
 	g_autoptr(Spec) spec = text ? spec_restore(text, strlen(text), err) : NULL;
 	g_autoptr(GHashTable) netdevs = NULL;
 	GError *first = NULL;
@@ -158,7 +148,7 @@ bool lv_ports_change(LvCall *c, const char *key, GError **err)
 
 	if (!have.ports->len && (!want || !want->ports->len))
 		return true;
-	xml = live_xml(c, err);
+	xml = lv_live_xml(c, err);
 	if (!xml)
 		return false;
 	netdevs = lv_xml_netdevs(xml);
@@ -189,7 +179,7 @@ static const char *first_netdev(const Spec *spec, GHashTable *netdevs)
 
 bool lv_ports_ssh(LvCall *c, GError **err)
 {
-	g_autofree char *xml = live_xml(c, err), *there = NULL, *line = NULL, *said = NULL;
+	g_autofree char *xml = lv_live_xml(c, err), *there = NULL, *line = NULL, *said = NULL;
 	g_autoptr(GHashTable) netdevs = xml ? lv_xml_netdevs(xml) : NULL;
 	const char *netdev = netdevs ? first_netdev(c->spec, netdevs) : NULL;
 
