@@ -6,6 +6,8 @@
 
 #ifdef HAVE_UDEV
 #include <libudev.h>
+#include <linux/filter.h>
+#include <sys/socket.h>
 #endif
 
 #include "vmfs/err.h"
@@ -345,6 +347,28 @@ static void enumerate(void)
 	udev_enumerate_unref(e);
 }
 
+/*
+ * The kernel tells of every FUSE mount, loop device and veth (add@/devices/virtual/...), on a host
+ * of containers all day long: an idle daemon is not to wake for them. In place of libudev's filter,
+ * which lets all messages of the kernel's pass and looks at them when they are read.
+ */
+static void leave_out_virtual(int fd)
+{
+	const uint32_t virtual = 0x2f766972; /* "/vir" */
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, strlen("add@/devices")),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, virtual, 2, 0),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, strlen("remove@/devices")), /* and change@ */
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, virtual, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, 0),
+		BPF_STMT(BPF_RET | BPF_K, UINT32_MAX),
+	};
+	const struct sock_fprog filter = { .len = G_N_ELEMENTS(code), .filter = code };
+
+	if (setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &filter, sizeof filter) < 0)
+		log_warning("the daemon wakes for virtual devices too: %s", g_strerror(errno));
+}
+
 /* The kernel's own messages: there is not always a udevd that passes them on. */
 static bool listen_to_kernel(void)
 {
@@ -355,6 +379,7 @@ static bool listen_to_kernel(void)
 	udev_monitor_filter_add_match_subsystem_devtype(host.monitor, "usb", "usb_device");
 	if (udev_monitor_enable_receiving(host.monitor) < 0)
 		return false;
+	leave_out_virtual(udev_monitor_get_fd(host.monitor));
 	host.watch = watch_start(udev_monitor_get_fd(host.monitor), UV_READABLE, told, NULL);
 	return true;
 }
