@@ -236,6 +236,23 @@ def test_networks_of_other_hosts(box):
     until(lambda: os.listdir(nets) == [], "they went with their host")
 
 
+@pytest.fixture
+def far(box):
+    """A host of libvirt's own making, with a network."""
+    fs = box.start("-ohost=local=", "-ohost=far=test:///default")
+    net = fs.mnt / ".vmfs/networks/lab@far"
+    net.mkdir()
+    return fs, net
+
+
+def test_again_and_again(far):
+    """What is under way for the watchers of what was there before is in nobody's way."""
+    net = far[1]
+    for _ in range(3):
+        net.rmdir()
+        net.mkdir()
+
+
 @pytest.mark.qemu
 def test_guest_gets_its_address(fs, nets, lv, guest):
     net = nets / "lan"

@@ -329,14 +329,19 @@ static void succeed(const char *label)
 /* Whoever did it needs not be told through the mount. */
 static void show_at_once(const Order *o)
 {
+	const NodeRef dir = parent_dir();
+
 	for (unsigned i = 0; networks && i < networks->len; i++) {
 		Network *n = networks->pdata[i];
 
 		if (strcmp(n->label, o->label))
 			continue;
-		if (o->makes)
+		if (o->makes && n->hidden) {
+			publish_withdraw(PUBLISH_MKDIR, &dir, n->label);
 			n->hidden = false;
+		}
 		if (o->what == NETWORK_UNDEFINE && n->gone) {
+			publish_withdraw(PUBLISH_RMDIR, &dir, n->label);
 			drop(n);
 			return;
 		}

@@ -115,6 +115,17 @@ bool publish_take(PublishKind kind, const NodeRef *dir, const char *name, const 
 	return true;
 }
 
+void publish_withdraw(PublishKind kind, const NodeRef *dir, const char *name)
+{
+	g_autofree char *key = key_of(kind, dir, name, NULL);
+	Publication *p = pending ? g_hash_table_lookup(pending, key) : NULL;
+
+	if (!p)
+		return;
+	g_hash_table_remove(pending, key);
+	publication_free(p);
+}
+
 void publish_stop(void)
 {
 	GHashTableIter it;

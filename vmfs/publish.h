@@ -36,5 +36,8 @@ void publish(PublishKind kind, const NodeRef *dir, const char *name, const char 
 bool publish_take(PublishKind kind, const NodeRef *dir, const char *name, const char *other,
 		  pid_t pid, int *err);
 
+/* Whoever wished for it has seen to it: fn is not called. */
+void publish_withdraw(PublishKind kind, const NodeRef *dir, const char *name);
+
 /* Make at once what is still under way; at the end. */
 void publish_stop(void);
