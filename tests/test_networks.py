@@ -4,7 +4,7 @@ import os
 import re
 import select
 import shutil
-from errno import EALREADY, EBUSY, EEXIST, EHOSTDOWN, EINVAL, EIO, ENOENT, EPERM, EXDEV
+from errno import EALREADY, EBUSY, EEXIST, EHOSTDOWN, EINVAL, EIO, ENOENT, ENOSPC, EPERM, EXDEV
 
 import pytest
 
@@ -207,10 +207,13 @@ def test_refusals(nets, lv):
     with fails(EINVAL):
         put(nets / "lan/state", "jump\n")
     assert "write start or stop" in text(nets / "lan/error")
+    for name in ("state", "leases", "error"):
+        with fails(EPERM):
+            os.unlink(nets / "lan" / name)
     with fails(EPERM):
-        os.unlink(nets / "lan/spec.yaml")
+        os.rename(nets / "lan/spec.yaml", nets / "lan/state")
     with fails(EPERM):
-        put(nets / "lan/other", "x", os.O_CREAT)
+        put(nets / "other", "x", os.O_CREAT)
 
 
 def test_networks_of_other_hosts(box):
@@ -236,6 +239,18 @@ def test_networks_of_other_hosts(box):
     until(lambda: os.listdir(nets) == [], "they went with their host")
 
 
+VIM = "vim -es -u NONE -i NONE -N -c 'set backupskip= %s' -c '%%s/one.example/two.example/' -c wq spec.yaml"
+EDITORS = {
+    "sed": "sed -i s/one.example/two.example/ spec.yaml",
+    "sed-backup": "sed -i.bak s/one.example/two.example/ spec.yaml; rm spec.yaml.bak",
+    "vim-copy": VIM % "backupcopy=yes",
+    "vim-rename": VIM % "backupcopy=no",
+    "mv-from-elsewhere": "sed s/one.example/two.example/ spec.yaml > $T/x; mv $T/x spec.yaml",
+    "mv-inside": "sed s/one.example/two.example/ spec.yaml > new; test -f new; mv new spec.yaml",
+    "cp-new-inode": "sed s/one.example/two.example/ spec.yaml > $T/x; cp --remove-destination $T/x spec.yaml",
+}
+
+
 @pytest.fixture
 def far(box):
     """A host of libvirt's own making, with a network."""
@@ -251,6 +266,53 @@ def test_again_and_again(far):
     for _ in range(3):
         net.rmdir()
         net.mkdir()
+
+
+def test_editors(far, scratch):
+    """They replace spec.yaml as in a VM's directory, and leave nothing behind."""
+    fs, net = far
+    files = os.listdir(net)
+    for how, script in EDITORS.items():
+        if how.startswith("vim") and not shutil.which("vim"):
+            continue
+        put(net / "spec.yaml", "forward: none\ndomain: one.example\n")
+        fs.sh(f"set -e\n{script}", cwd=net, env={"T": str(scratch)})
+        assert "two.example" in text(net / "spec.yaml"), how
+        assert os.listdir(net) == files and text(net / "error") == "", how
+    done = fs.sh("sed -i s/forward:.none/forward:\\ nowhere/ spec.yaml", cwd=net, check=False)
+    assert "Bad message" in done.stderr and "nowhere" in text(net / "error")
+    assert "two.example" in text(net / "spec.yaml") and os.listdir(net) == files
+    os.unlink(net / "spec.yaml")
+    until(lambda: exists(net / "spec.yaml"), "it is back")
+
+
+def test_editors_files(far):
+    """They are of one network, go on in another daemon, and go with their network."""
+    fs, lab = far
+    net, files = lab.parent / "default@far", set(os.listdir(lab))
+    put(net / "new", "domain: two.example\n", os.O_CREAT | os.O_EXCL)
+    os.chmod(net / "new", 0o640)
+    assert set(os.listdir(net)) == files | {"new"} and set(os.listdir(lab)) == files
+    for other in (lab, fs.vm("web", "backend: sim\n")):
+        with fails(EXDEV):
+            os.rename(net / "new", other / "spec.yaml")
+    os.rename(net / "spec.yaml", net / "spec.yaml~")
+    assert not exists(net / "spec.yaml")
+    for i in range(14):
+        put(lab / f"n{i}", "x", os.O_CREAT)
+    with fails(ENOSPC):
+        put(lab / "n14", "x", os.O_CREAT)
+    lab.rmdir()
+    lab.mkdir()
+    assert set(os.listdir(lab)) == files
+    fs.crash()
+    until(lambda: exists(net / "new"), "its network is there again")
+    assert (net / "new").stat().st_mode & 0o777 == 0o640
+    until(lambda: state(net) == "active", "its host is there again")
+    put(net / "state", "stop\n")  # this one shows no other definition than that of what is active
+    os.rename(net / "new", net / "spec.yaml")
+    assert "two.example" in text(net / "spec.yaml") and "nat" in text(net / "spec.yaml~")
+    assert "address" not in text(net / "spec.yaml") and text(net / "error") == ""
 
 
 @pytest.mark.qemu

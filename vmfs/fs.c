@@ -60,7 +60,7 @@ void fs_caller_groups(fuse_req_t req, Caller *who)
  */
 static double entry_timeout(const NodeRef *r)
 {
-	return r->node->present || r->node->scratch ? 0 : LONG_S;
+	return r->node->present || r->node->scratch || node_is_whole(r->node) ? 0 : LONG_S;
 }
 
 /* Owner and mode change only through the mount; of other changes fs_changed() tells the kernel. */

@@ -7,18 +7,13 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "vmfs/document.h"
 #include "vmfs/err.h"
 #include "vmfs/fs_internal.h"
-#include "vmfs/keep.h"
-#include "vmfs/loop.h"
 #include "vmfs/notify.h"
 #include "vmfs/publish.h"
 #include "vmfs/request.h"
 #include "vmfs/scratch.h"
 #include "vmfs/store.h"
-
-#define SPEC_AWAY_MS 1000
 
 /* A request that waits for a directory's slot to call changed(). */
 typedef struct Change {
@@ -213,30 +208,6 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
 
 /* ---- spec.yaml, as editors write it ---- */
 
-static void spec_is_back(void *arg)
-{
-	Vm *vm = arg;
-
-	vm->spec_back = NULL;
-	vm->spec_away = false;
-	keep_unset(KEEP_SPEC_AWAY, vm->serial);
-}
-
-void fs_spec_away(Vm *vm)
-{
-	vm->spec_away = true;
-	keep_set(KEEP_SPEC_AWAY, vm->serial, NULL, 0);
-	timer_stop(&vm->spec_back);
-	vm->spec_back = timer_start(SPEC_AWAY_MS, spec_is_back, vm);
-}
-
-void fs_spec_here(Vm *vm)
-{
-	timer_stop(&vm->spec_back);
-	vm->spec_away = false;
-	keep_unset(KEEP_SPEC_AWAY, vm->serial);
-}
-
 static void unlink_stored(void *arg, int err)
 {
 	fuse_reply_err(arg, err);
@@ -253,8 +224,8 @@ void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 	} else if (r.node->scratch) {
 		scratch_remove(r.vm, scratch_by_number(r.vm, r.sub));
 		fuse_reply_err(req, 0);
-	} else if (r.node->document) {
-		fs_spec_away(r.vm);
+	} else if (node_is_whole(r.node) && dir.node->dir->scratch) {
+		scratch_away(node_ino(&r));
 		fuse_reply_err(req, 0);
 	} else if (r.node->remove) {
 		request_begin(0);
@@ -266,83 +237,80 @@ void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
 }
 
 typedef struct Replace {
-	fuse_req_t req;
-	Vm *vm;
+	Change *change;
 	uint32_t scratch;
 } Replace;
 
 static void replaced(void *arg, const GError *e)
 {
 	Replace *p = arg;
-	Scratch *f = scratch_by_number(p->vm, p->scratch);
+	Vm *vm = p->change->dir.vm;
+	Scratch *f = scratch_by_number(vm, p->scratch);
 
 	/* Kept with the answer, so that it is there if this has to be done again. */
 	if (!e && f)
-		scratch_remove(p->vm, f);
-	fuse_reply_err(p->req, e ? err_code(e) : 0);
-	vm_unref(p->vm);
+		scratch_remove(vm, f);
+	changed(p->change, e ? err_code(e) : 0);
 	g_free(p);
 }
 
-static void replace_spec(fuse_req_t req, const NodeRef *from)
+static void replace_spec(fuse_req_t req, const NodeRef *dir, const NodeRef *from, const NodeRef *to)
 {
-	Scratch *f = scratch_by_number(from->vm, from->sub);
+	const Scratch *f = scratch_by_number(from->vm, from->sub);
 	g_autoptr(GBytes) text = g_bytes_new(f->data->data, f->data->len);
 	Replace *p = g_new0(Replace, 1);
-	Caller who;
 
-	p->req = req;
-	p->vm = vm_ref(from->vm);
 	p->scratch = f->number;
-	fs_spec_here(from->vm);
-	fs_caller_groups(req, &who);
+	scratch_here(node_ino(to));
+	p->change = change_new(req, dir, NULL);
 	/* mv(1) explains EINVAL as a directory moved into itself. */
-	document_commit(from->vm, text, &who, EBADMSG, replaced, p);
-	g_free(who.groups);
+	fs_document_commit(req, to, text, EBADMSG, replaced, p);
 }
 
 /* spec.yaml to a backup: a copy as scratch file, and spec.yaml is away for a moment. */
-static int back_up_spec(fuse_req_t req, Vm *vm, const char *name)
+static int back_up_spec(fuse_req_t req, const NodeRef *spec, const char *path)
 {
 	const struct fuse_ctx *ctx = fuse_req_ctx(req);
-	Scratch *f = scratch_find(vm, name);
+	g_autoptr(GBytes) now = fs_document_text(spec);
+	Scratch *f = scratch_find(spec->vm, path);
 	gsize len;
-	const char *text = g_bytes_get_data(vm->spec->text, &len);
+	const char *text = g_bytes_get_data(now, &len);
 	int err = 0;
 
 	if (f)
-		scratch_remove(vm, f);
-	f = scratch_new(vm, name, 0600, ctx->uid, ctx->gid, &err);
+		scratch_remove(spec->vm, f);
+	f = scratch_new(spec->vm, path, 0600, ctx->uid, ctx->gid, &err);
 	if (!f)
 		return err;
 	(void)scratch_write(f, text, len, 0);
-	fs_spec_away(vm);
+	scratch_away(node_ino(spec));
 	return 0;
 }
 
-/* In a VM's own directory: between spec.yaml and an editor's files. */
-static int rename_in_vm(fuse_req_t req, const NodeRef *from, const NodeRef *to, const char *newname,
-			bool *replied)
+/* In one directory: between spec.yaml and an editor's files. */
+static int rename_here(fuse_req_t req, const NodeRef *dir, const NodeRef *from, const NodeRef *to,
+		       const char *newname, bool *replied)
 {
-	bool to_spec = to->node && to->node->document;
+	const bool to_spec = to->node && node_is_whole(to->node);
+	g_autofree char *path = dir->node->dir->scratch(dir, newname);
 
-	if (from->node->document && to_spec)
+	if (node_is_whole(from->node) && to_spec)
 		return 0;
 	/* Not over a fixed file, nor in the place of one that is absent now. */
 	if (to->node && !to_spec && !to->node->scratch)
 		return EPERM;
-	if (from->node->document)
-		return back_up_spec(req, from->vm, newname);
+	if (node_is_whole(from->node))
+		return back_up_spec(req, from, path);
 	if (!from->node->scratch)
 		return EPERM;
 	if (to_spec) {
-		replace_spec(req, from);
+		replace_spec(req, dir, from, to);
 		*replied = true;
 		return 0;
 	}
-	if (strlen(newname) > SCRATCH_MAX_NAME)
+	if (strlen(path) > SCRATCH_MAX_NAME)
 		return ENAMETOOLONG;
-	scratch_rename(from->vm, scratch_by_number(from->vm, from->sub), newname);
+	scratch_rename(from->vm, scratch_by_number(from->vm, from->sub), path);
 	return 0;
 }
 
@@ -360,11 +328,6 @@ static int rename_object(fuse_req_t req, const NodeRef *dir, const NodeRef *from
 	change_begun(c, dir->node->dir->rename(from, newname, &who, changed, c));
 	g_free(who.groups);
 	return 0;
-}
-
-static bool is_vm(const NodeRef *r)
-{
-	return r->node == root_node.dir->child;
 }
 
 void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
@@ -391,12 +354,12 @@ void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t n
 		   from.node == dir.node->dir->child) {
 		err = rename_object(req, &dir, &from, newname);
 		replied = !err;
-	} else if (from.node->dir || !is_vm(&dir) || !is_vm(&newdir)) {
+	} else if (from.node->dir || !dir.node->dir->scratch || !newdir.node->dir->scratch) {
 		err = EPERM;
-	} else if (dir.vm != newdir.vm) {
+	} else if (parent != newparent) {
 		err = EXDEV; /* mv(1) then copies */
 	} else {
-		err = rename_in_vm(req, &from, &to, newname, &replied);
+		err = rename_here(req, &dir, &from, &to, newname, &replied);
 	}
 	if (!replied)
 		fuse_reply_err(req, err);

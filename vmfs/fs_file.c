@@ -212,7 +212,7 @@ static uint32_t open_flags(const Node *n, int flags)
 	if (n->stream)
 		ret |= FOPEN_STREAM; /* no f_pos lock: one descriptor reads and writes at once */
 	/* Only what was written has anything to say when it is closed. */
-	if ((!fs_is_whole(n) && !n->store) || (flags & O_ACCMODE) == O_RDONLY)
+	if ((!node_is_whole(n) && !n->store) || (flags & O_ACCMODE) == O_RDONLY)
 		ret |= FOPEN_NOFLUSH;
 	return ret;
 }
@@ -239,7 +239,7 @@ void fs_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		fuse_reply_err(req, ENFILE);
 		return;
 	}
-	if (fs_is_whole(r.node) && (fi->flags & O_TRUNC)) {
+	if (node_is_whole(r.node) && (fi->flags & O_TRUNC)) {
 		h->doc = g_byte_array_new();
 		h->truncated = true;
 		fs_keep_handle(h);
@@ -283,7 +283,7 @@ static void reply_created(fuse_req_t req, const NodeRef *r, struct fuse_file_inf
 			fs_handle_close(h);
 		return;
 	}
-	if (r->node->document) {
+	if (node_is_whole(r->node)) {
 		h->doc = g_byte_array_new();
 		h->truncated = true;
 		fs_keep_handle(h);
@@ -355,18 +355,19 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 		create_object(req, &dir, name, fi->flags);
 		return;
 	}
-	if (dir.node != root_node.dir->child) {
+	if (!dir.node->dir->scratch) {
 		fuse_reply_err(req, EPERM);
 		return;
 	}
 	(void)node_lookup(&dir, name, &r);
-	if (r.node && !r.node->document && !r.node->scratch) {
+	if (r.node && !node_is_whole(r.node) && !r.node->scratch) {
 		fuse_reply_err(req, EPERM);
 		return;
 	}
 	if (!r.node) {
+		g_autofree char *path = dir.node->dir->scratch(&dir, name);
 		const Scratch *f =
-			scratch_new(dir.vm, name, mode & 07777, ctx->uid, ctx->gid, &err);
+			scratch_new(dir.vm, path, mode & 07777, ctx->uid, ctx->gid, &err);
 
 		if (!f) {
 			fuse_reply_err(req, err);
@@ -374,8 +375,8 @@ void fs_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 		}
 		r = (NodeRef){ .node = dir.node->dir->child, .vm = dir.vm, .sub = f->number };
 	}
-	if (r.node->document)
-		fs_spec_here(r.vm);
+	if (node_is_whole(r.node))
+		scratch_here(node_ino(&r));
 	reply_created(req, &r, fi);
 }
 

@@ -7,6 +7,7 @@
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
 
+#include "vmfs/document.h"
 #include "vmfs/node.h"
 #include "vmfs/waitq.h"
 
@@ -58,10 +59,6 @@ void fs_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_unlink(fuse_req_t req, fuse_ino_t parent, const char *name);
 void fs_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
 	       const char *newname, unsigned flags);
-/* spec.yaml was moved away by an editor; it is back after a moment whatever happens. */
-void fs_spec_away(Vm *vm);
-/* The opposite: a new one is being written, or the moment is over. */
-void fs_spec_here(Vm *vm);
 
 /* fs_file.c */
 
@@ -110,12 +107,6 @@ void fs_restore_handles(void);
 /* fs.c: tell the kernel that a poll(2) can return. */
 void fs_notify_poll(uint64_t kh);
 
-/* All that is written is taken as a whole by close(2). */
-static inline bool fs_is_whole(const Node *n)
-{
-	return n->document || n->judge;
-}
-
 /* fs_ask.c */
 void fs_open_asked(fuse_req_t req, Handle *h, const struct fuse_open_out *out);
 void fs_read_asked(fuse_req_t req, Handle *h, size_t size, off_t off);
@@ -134,5 +125,10 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
 void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
 void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi);
 void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);
+/* The whole text that holds now, of a document (node_is_whole()). */
+GBytes *fs_document_text(const NodeRef *r);
+/* Have this one in its place, for whoever asks; `bad` is the errno of one that is none. */
+void fs_document_commit(fuse_req_t req, const NodeRef *r, GBytes *text, int bad, DocumentDone fn,
+			void *arg);
 /* Cut the text being written through an open handle of a document. 0 or an errno. */
 int fs_truncate_handle(uint64_t fh, uint64_t size);

@@ -156,22 +156,10 @@ static void unref_vm(void *vm)
 	vm_unref(vm);
 }
 
-static void restore_away(uint64_t serial, GBytes *value)
-{
-	Vm *vm = registry_by_serial((uint32_t)serial);
-
-	(void)value;
-	if (vm)
-		fs_spec_away(vm);
-	else
-		keep_unset(KEEP_SPEC_AWAY, serial);
-}
-
 void fs_restore_handles(void)
 {
 	removed = g_hash_table_new_full(NULL, NULL, NULL, unref_vm);
 	scratch_restore();
 	keep_each(KEEP_HANDLE, restore_handle);
-	keep_each(KEEP_SPEC_AWAY, restore_away);
 	g_clear_pointer(&removed, g_hash_table_unref);
 }

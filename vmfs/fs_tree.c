@@ -235,10 +235,6 @@ static void set_owner_or_mode(fuse_req_t req, const NodeRef *r, const struct sta
 		r->node->set_attr(r, &a, attr_saved, attr_change(req, ino));
 		return;
 	}
-	if (!r->vm) {
-		fuse_reply_err(req, EPERM);
-		return;
-	}
 	if (r->node->scratch) {
 		Scratch *f = scratch_by_number(r->vm, r->sub);
 
@@ -250,6 +246,10 @@ static void set_owner_or_mode(fuse_req_t req, const NodeRef *r, const struct sta
 			f->gid = attr->st_gid;
 		scratch_keep(f);
 		reply_attr(req, ino);
+		return;
+	}
+	if (!r->vm) {
+		fuse_reply_err(req, EPERM);
 		return;
 	}
 	old = attr_of(r);
@@ -293,7 +293,7 @@ void fs_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int valid,
 	if (!fs_ref(req, ino, &r))
 		return;
 	if (valid & FUSE_SET_ATTR_SIZE) {
-		if (fs_is_whole(r.node) && fi) {
+		if (node_is_whole(r.node) && fi) {
 			err = fs_truncate_handle(fi->fh, size);
 		} else if (r.node->document) {
 			truncate_document(req, &r, size);

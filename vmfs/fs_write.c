@@ -275,7 +275,7 @@ static GBytes *document_text(const Handle *h)
 	return g_bytes_new(h->doc->data, h->doc->len);
 }
 
-static GBytes *text_now(const NodeRef *r)
+GBytes *fs_document_text(const NodeRef *r)
 {
 	GString *shown;
 
@@ -290,7 +290,7 @@ static GBytes *text_now(const NodeRef *r)
 static GByteArray *document_of(Handle *h)
 {
 	if (!h->doc) {
-		g_autoptr(GBytes) now = text_now(&h->ref);
+		g_autoptr(GBytes) now = fs_document_text(&h->ref);
 		gsize len;
 		const char *text = g_bytes_get_data(now, &len);
 
@@ -405,13 +405,15 @@ typedef struct Order {
 	size_t size;
 	bool over;	 /* answered, because its caller was hit by a signal */
 	DocumentDone fn; /* of a document in place of that */
+	int bad;
 	void *arg;
 } Order;
 
 static void ordered(void *arg, int err)
 {
 	Order *o = arg;
-	g_autoptr(GError) e = err ? err_new(err, "refused") : NULL;
+	g_autoptr(GError) e =
+		err ? err_new(o->fn && err == EINVAL ? o->bad : err, "refused") : NULL;
 
 	if (o->fn)
 		o->fn(o->arg, e);
@@ -428,9 +430,9 @@ static void order_ended(Parked *parked, int err)
 	o->over = true;
 }
 
-static void order(const Handle *h, GBytes *text, Order *o)
+static void order(const NodeRef *r, GBytes *text, Order *o)
 {
-	int err = h->ref.node->order(&h->ref, text, ordered, o);
+	int err = r->node->order(r, text, ordered, o);
 
 	if (err)
 		ordered(o, err);
@@ -443,27 +445,35 @@ static void write_order(fuse_req_t req, const Handle *h, const char *buf, size_t
 
 	o->size = size;
 	fs_park(&o->parked, req, order_ended);
-	order(h, text, o);
+	order(&h->ref, text, o);
+}
+
+void fs_document_commit(fuse_req_t req, const NodeRef *r, GBytes *text, int bad, DocumentDone fn,
+			void *arg)
+{
+	Caller who;
+
+	if (r->node->judge) {
+		Order *o = g_new0(Order, 1);
+
+		o->fn = fn;
+		o->bad = bad;
+		o->arg = arg;
+		order(r, text, o);
+		return;
+	}
+	fs_caller_groups(req, &who);
+	document_commit(r->vm, text, &who, bad, fn, arg);
+	g_free(who.groups);
 }
 
 static void commit(fuse_req_t req, Handle *h, DocumentDone fn, void *arg)
 {
 	g_autoptr(GBytes) text = document_text(h);
-	Caller who;
 
 	h->dirty = false;
 	h->truncated = false;
-	if (h->ref.node->judge) {
-		Order *o = g_new0(Order, 1);
-
-		o->fn = fn;
-		o->arg = arg;
-		order(h, text, o);
-		return;
-	}
-	fs_caller_groups(req, &who);
-	document_commit(h->ref.vm, text, &who, EINVAL, fn, arg);
-	g_free(who.groups);
+	fs_document_commit(req, &h->ref, text, EINVAL, fn, arg);
 }
 
 static void flush_document(fuse_req_t req, Handle *h)
@@ -515,7 +525,7 @@ void fs_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_
 		fuse_reply_err(req, EBADF);
 	else if (n->stream)
 		write_stream(req, h, buf, size, fi->flags);
-	else if (fs_is_whole(n))
+	else if (node_is_whole(n))
 		write_document(req, h, buf, size, off);
 	else if (n->scratch)
 		write_scratch(req, h, buf, size, off);
@@ -536,7 +546,7 @@ void fs_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	(void)ino;
 	if (!h)
 		fuse_reply_err(req, 0);
-	else if (fs_is_whole(h->ref.node))
+	else if (node_is_whole(h->ref.node))
 		flush_document(req, h);
 	else
 		flush_command(req, h);
@@ -547,7 +557,7 @@ void fs_fsync(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_inf
 	const Handle *h = fs_handle(fi->fh);
 
 	(void)datasync;
-	if (h && fs_is_whole(h->ref.node))
+	if (h && node_is_whole(h->ref.node))
 		fs_flush(req, ino, fi);
 	else
 		fuse_reply_err(req, 0);
@@ -560,7 +570,7 @@ void fs_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	(void)ino;
 	/* Emptied and never written to (`: > spec.yaml`): only now it is known that nothing
 	 * follows. */
-	if (h && fs_is_whole(h->ref.node) && (h->dirty || h->truncated) && !h->refused &&
+	if (h && node_is_whole(h->ref.node) && (h->dirty || h->truncated) && !h->refused &&
 	    !(h->ref.vm && h->ref.vm->removed)) {
 		commit(req, h, release_answer, document_request(req, h, 0));
 		return;

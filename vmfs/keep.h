@@ -25,7 +25,7 @@ typedef enum KeepKind {
 	KEEP_DOCUMENT = 6,     /* by file handle: what has been written so far */
 	KEEP_SCRATCH = 7,      /* by inode number: a scratch file */
 	KEEP_SCRATCH_DATA = 8, /* by inode number: what is in it */
-	KEEP_SPEC_AWAY = 9,    /* by serial */
+	KEEP_AWAY = 9,	       /* by inode number: a document; until when */
 	KEEP_KNOWN = 10,       /* by serial: which files the kernel knows */
 	KEEP_NUDGE = 11,       /* by inode number: whose watchers are to be told */
 	KEEP_VM = 12,	       /* by serial: what is only in memory; 0: of all */

@@ -12,6 +12,7 @@
 #include "vmfs/notify.h"
 #include "vmfs/publish.h"
 #include "vmfs/request.h"
+#include "vmfs/scratch.h"
 #include "vmfs/specval.h"
 
 #define NUMBERS	     0xffffffu /* what fits into an inode number */
@@ -70,8 +71,16 @@ static NodeRef parent_dir(void)
 	return r;
 }
 
+char *network_scratch(uint32_t number, const char *name)
+{
+	return g_strdup_printf("networks/%u/%s", number, name);
+}
+
 static void network_free(Network *n)
 {
+	g_autofree char *scratch = network_scratch(n->number, "");
+
+	scratch_free_below(scratch);
 	g_free(n->key);
 	g_free(n->name);
 	g_free(n->label);

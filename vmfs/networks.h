@@ -63,5 +63,8 @@ int network_define(Network *n, GBytes *text, NodeDone done, void *arg);
 int network_judge(Network *n, GBytes *text);
 int network_leases(Network *n, NodeFetched fn, void *arg);
 
+/* What scratch.h calls an editor's file of that name in the directory of a network; owned by the
+ * caller. */
+char *network_scratch(uint32_t number, const char *name);
 /* What the network `name` of a host is called in .vmfs/networks; owned by the caller. */
 char *network_label(const char *host, const char *name);

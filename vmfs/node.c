@@ -83,8 +83,10 @@ bool node_from_ino(uint64_t ino, NodeRef *ret)
 	return !ret->node->scratch || scratch_by_number(ret->vm, ret->sub);
 }
 
-static bool is_present(const NodeRef *r)
+bool node_is_present(const NodeRef *r)
 {
+	if (node_is_whole(r->node) && scratch_is_away(node_ino(r)))
+		return false;
 	return !r->node->present || r->node->present(r);
 }
 
@@ -109,7 +111,7 @@ bool node_lookup(const NodeRef *dir, const char *name, NodeRef *ret)
 		if (strcmp(row->name, name))
 			continue;
 		*ret = (NodeRef){ .node = row, .vm = dir->vm, .sub = dir->sub };
-		if (is_present(ret))
+		if (node_is_present(ret))
 			return true;
 		break;
 	}
@@ -143,7 +145,7 @@ bool node_list(const NodeRef *dir, uint64_t *cookie, char name[256], NodeRef *re
 			break;
 		}
 		*ret = (NodeRef){ .node = row, .vm = dir->vm, .sub = dir->sub };
-		if (row->hidden || !is_present(ret))
+		if (row->hidden || !node_is_present(ret))
 			continue;
 		g_strlcpy(name, row->name, 256);
 		(*cookie)++;

@@ -144,7 +144,17 @@ struct Dir {
 	/* To another name in the same directory. An object of that name may exist. */
 	int (*rename)(const NodeRef *r, const char *newname, const Caller *who, NodeDone done,
 		      void *arg);
+
+	/* Where editors replace spec.yaml: what scratch.h calls a file of theirs, which is then an
+	 * object here. Owned by the caller. NULL: they cannot. */
+	char *(*scratch)(const NodeRef *dir, const char *name);
 };
+
+/* All that is written is taken as a whole by close(2). */
+static inline bool node_is_whole(const Node *n)
+{
+	return n->document || n->judge;
+}
 
 extern const Node root_node; /* nodes_root.c */
 
@@ -156,6 +166,8 @@ const Node *node_by_id(uint8_t id);
 uint64_t node_ino(const NodeRef *r);
 /* false when the object is no more (ESTALE). */
 bool node_from_ino(uint64_t ino, NodeRef *ret);
+/* It is there now. */
+bool node_is_present(const NodeRef *r);
 /* false: ENOENT; *ret is then the row of that name, if there is one that is absent now. */
 bool node_lookup(const NodeRef *dir, const char *name, NodeRef *ret);
 

@@ -6,6 +6,7 @@
 #include "vmfs/err.h"
 #include "vmfs/networks.h"
 #include "vmfs/node.h"
+#include "vmfs/scratch.h"
 
 static uint32_t next_network(const NodeRef *dir, uint32_t after, char name[256])
 {
@@ -107,6 +108,32 @@ static void show_error(const NodeRef *r, GString *out)
 		g_string_append_printf(out, "%s\n", n->error);
 }
 
+static uint32_t next_scratch(const NodeRef *dir, uint32_t after, char name[256])
+{
+	g_autofree char *prefix = network_scratch(dir->sub, "");
+	const Scratch *f = scratch_after(NULL, after);
+
+	while (f && !g_str_has_prefix(f->name, prefix))
+		f = scratch_after(NULL, f->number);
+	if (!f)
+		return 0;
+	g_strlcpy(name, f->name + strlen(prefix), 256);
+	return f->number;
+}
+
+static char *name_scratch(const NodeRef *dir, const char *name)
+{
+	return network_scratch(dir->sub, name);
+}
+
+static uint32_t find_scratch(const NodeRef *dir, const char *name)
+{
+	g_autofree char *path = name_scratch(dir, name);
+	const Scratch *f = scratch_find(NULL, path);
+
+	return f ? f->number : 0;
+}
+
 #define REG(mode) (S_IFREG | (mode))
 
 // clang-format off
@@ -122,7 +149,17 @@ static const Node network_rows[] = {
 	  .doc = "the last failure; empty after a success" },
 	{ 0 },
 };
-static const Dir network_dir = { .rows = network_rows };
+static const Node scratch_row = {
+	79, "*", REG(0600), .scratch = true,
+	.doc = "scratch files of editors, as in a VM's directory",
+};
+static const Dir network_dir = {
+	.rows = network_rows,
+	.child = &scratch_row,
+	.next = next_scratch,
+	.find = find_scratch,
+	.scratch = name_scratch,
+};
 static const Node network_row = {
 	71, "NAME", S_IFDIR | 0755, .dir = &network_dir, .present = have_network,
 	.doc = "a network of this host's libvirt; NAME@HOST: of another's; mkdir defines one that leads nowhere, rmdir undefines one that is not active",

@@ -49,11 +49,6 @@ static void remove_rejected(const NodeRef *r)
 	vm_set_rejected(r->vm, NULL);
 }
 
-static bool have_spec(const NodeRef *r)
-{
-	return !r->vm->spec_away;
-}
-
 static void show_pending(const NodeRef *r, GString *out)
 {
 	g_autoptr(GPtrArray) keys = vm_pending(r->vm);
@@ -369,6 +364,12 @@ static uint32_t find_scratch(const NodeRef *dir, const char *name)
 	return f ? f->number : 0;
 }
 
+static char *name_scratch(const NodeRef *dir, const char *name)
+{
+	(void)dir;
+	return g_strdup(name);
+}
+
 #define REG(mode) (S_IFREG | (mode))
 #define LNK	  (S_IFLNK | 0777)
 
@@ -376,7 +377,7 @@ static uint32_t find_scratch(const NodeRef *dir, const char *name)
 static const Node vm_rows[] = {
 	{ 10, "state", REG(0664), .exact = true, .show = show_state, .store = store_state, .events = EV_STATE,
 	  .doc = "one noun: stopped starting running paused stopping asleep crashed unknown; write a verb, or the noun it is to be" },
-	{ 11, "spec.yaml", REG(0660), .document = true, .present = have_spec, .events = EV_SPEC,
+	{ 11, "spec.yaml", REG(0660), .document = true, .events = EV_SPEC,
 	  .doc = "what the VM should be; a bad document changes nothing" },
 	{ 12, "spec.yaml.rej", REG(0440), .show = show_rejected, .present = have_rejected,
 	  .remove = remove_rejected, .events = EV_REJECTED,
@@ -452,4 +453,5 @@ const Dir vm_dir = {
 	.child = &scratch_row,
 	.next = next_scratch,
 	.find = find_scratch,
+	.scratch = name_scratch,
 };

@@ -202,7 +202,7 @@ static char *path_of(uint64_t ino)
 	NodeRef r, dir = { .node = &host_rows[0] };
 	GString *path;
 
-	if (!node_from_ino(ino, &r) || (r.node->present && !r.node->present(&r)))
+	if (!node_from_ino(ino, &r) || !node_is_present(&r))
 		return NULL;
 	if (r.vm)
 		dir = (NodeRef){ .node = root_node.dir->child, .vm = r.vm };

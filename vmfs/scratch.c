@@ -7,9 +7,18 @@
 #include "vmfs/keep.h"
 #include "vmfs/registry.h"
 
+#define AWAY_US G_USEC_PER_SEC
+
 /* Numbers are not used again while the daemon runs: an open descriptor must not find another file.
  */
 static uint32_t last_number;
+
+static GHashTable *of_host; /* number to Scratch; NULL: none */
+
+static GHashTable *table_of(const Vm *vm)
+{
+	return vm ? vm->scratch : of_host;
+}
 
 typedef struct KeptScratch {
 	int64_t changed;
@@ -42,6 +51,17 @@ static void scratch_free(void *file)
 	g_free(f);
 }
 
+/* The table is made when it is needed. */
+static void insert(Vm *vm, Scratch *f)
+{
+	GHashTable **table = vm ? &vm->scratch : &of_host;
+
+	if (!*table)
+		*table = g_hash_table_new_full(NULL, NULL, NULL, scratch_free);
+	f->serial = vm ? vm->serial : 0;
+	g_hash_table_insert(*table, GUINT_TO_POINTER(f->number), f);
+}
+
 Scratch *scratch_new(Vm *vm, const char *name, mode_t mode, uid_t uid, gid_t gid, int *err)
 {
 	Scratch *f;
@@ -50,9 +70,7 @@ Scratch *scratch_new(Vm *vm, const char *name, mode_t mode, uid_t uid, gid_t gid
 		*err = ENAMETOOLONG;
 		return NULL;
 	}
-	if (!vm->scratch)
-		vm->scratch = g_hash_table_new_full(NULL, NULL, NULL, scratch_free);
-	if (g_hash_table_size(vm->scratch) >= SCRATCH_MAX_FILES) {
+	if (table_of(vm) && g_hash_table_size(table_of(vm)) >= SCRATCH_MAX_FILES) {
 		*err = ENOSPC;
 		return NULL;
 	}
@@ -67,8 +85,7 @@ Scratch *scratch_new(Vm *vm, const char *name, mode_t mode, uid_t uid, gid_t gid
 	f->gid = gid;
 	f->changed = vm_now();
 	f->data = g_byte_array_new();
-	f->serial = vm->serial;
-	g_hash_table_insert(vm->scratch, GUINT_TO_POINTER(f->number), f);
+	insert(vm, f);
 	scratch_keep(f);
 	return f;
 }
@@ -78,9 +95,9 @@ Scratch *scratch_find(const Vm *vm, const char *name)
 	GHashTableIter it;
 	gpointer f;
 
-	if (!vm->scratch)
+	if (!table_of(vm))
 		return NULL;
-	g_hash_table_iter_init(&it, vm->scratch);
+	g_hash_table_iter_init(&it, table_of(vm));
 	while (g_hash_table_iter_next(&it, NULL, &f))
 		if (!strcmp(((Scratch *)f)->name, name))
 			return f;
@@ -89,7 +106,7 @@ Scratch *scratch_find(const Vm *vm, const char *name)
 
 Scratch *scratch_by_number(const Vm *vm, uint32_t number)
 {
-	return vm->scratch ? g_hash_table_lookup(vm->scratch, GUINT_TO_POINTER(number)) : NULL;
+	return table_of(vm) ? g_hash_table_lookup(table_of(vm), GUINT_TO_POINTER(number)) : NULL;
 }
 
 Scratch *scratch_after(const Vm *vm, uint32_t number)
@@ -98,9 +115,9 @@ Scratch *scratch_after(const Vm *vm, uint32_t number)
 	GHashTableIter it;
 	gpointer value;
 
-	if (!vm->scratch)
+	if (!table_of(vm))
 		return NULL;
-	g_hash_table_iter_init(&it, vm->scratch);
+	g_hash_table_iter_init(&it, table_of(vm));
 	while (g_hash_table_iter_next(&it, NULL, &value)) {
 		Scratch *f = value;
 
@@ -112,7 +129,7 @@ Scratch *scratch_after(const Vm *vm, uint32_t number)
 
 void scratch_remove(Vm *vm, Scratch *f)
 {
-	g_hash_table_remove(vm->scratch, GUINT_TO_POINTER(f->number));
+	g_hash_table_remove(table_of(vm), GUINT_TO_POINTER(f->number));
 }
 
 void scratch_rename(Vm *vm, Scratch *f, const char *name)
@@ -129,6 +146,18 @@ void scratch_rename(Vm *vm, Scratch *f, const char *name)
 void scratch_free_all(Vm *vm)
 {
 	g_clear_pointer(&vm->scratch, g_hash_table_unref);
+}
+
+static gboolean is_below(gpointer number, gpointer file, gpointer prefix)
+{
+	(void)number;
+	return g_str_has_prefix(((Scratch *)file)->name, prefix);
+}
+
+void scratch_free_below(const char *prefix)
+{
+	if (of_host)
+		g_hash_table_foreach_remove(of_host, is_below, (gpointer)prefix);
 }
 
 int scratch_truncate(Scratch *f, uint64_t size)
@@ -167,7 +196,58 @@ int scratch_write(Scratch *f, const char *data, size_t len, uint64_t offset)
 	return 0;
 }
 
+/* ---- documents that are moved away ---- */
+
+static GHashTable *away; /* inode number to the time when it is back, in microseconds */
+
+static gboolean is_back(gpointer ino, gpointer until, gpointer now)
+{
+	if (*(int64_t *)until > *(int64_t *)now)
+		return FALSE;
+	keep_unset(KEEP_AWAY, *(uint64_t *)ino);
+	return TRUE;
+}
+
+static void set_away(uint64_t ino, int64_t until)
+{
+	int64_t now = g_get_monotonic_time();
+
+	if (!away)
+		away = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, g_free);
+	g_hash_table_insert(away, g_memdup2(&ino, sizeof ino), g_memdup2(&until, sizeof until));
+	g_hash_table_foreach_remove(away, is_back, &now);
+}
+
+void scratch_away(uint64_t ino)
+{
+	const int64_t until = g_get_monotonic_time() + AWAY_US;
+
+	keep_set(KEEP_AWAY, ino, &until, sizeof until);
+	set_away(ino, until);
+}
+
+void scratch_here(uint64_t ino)
+{
+	if (away && g_hash_table_remove(away, &ino))
+		keep_unset(KEEP_AWAY, ino);
+}
+
+bool scratch_is_away(uint64_t ino)
+{
+	const int64_t *until = away ? g_hash_table_lookup(away, &ino) : NULL;
+
+	return until && g_get_monotonic_time() < *until;
+}
+
 /* ---- for a successor ---- */
+
+static void restore_away(uint64_t ino, GBytes *value)
+{
+	int64_t until;
+
+	keep_copy(&until, sizeof until, value);
+	set_away(ino, until);
+}
 
 static void restore(uint64_t key, GBytes *value)
 {
@@ -178,13 +258,12 @@ static void restore(uint64_t key, GBytes *value)
 	Scratch *f;
 
 	keep_copy(&k, sizeof k, value);
-	if (!vm) {
+	if (!vm && key >> 32) {
 		keep_unset(KEEP_SCRATCH, key);
 		keep_unset(KEEP_SCRATCH_DATA, key);
 		return;
 	}
 	f = g_new0(Scratch, 1);
-	f->serial = vm->serial;
 	f->number = number;
 	k.name[SCRATCH_MAX_NAME] = 0;
 	f->name = g_strdup(k.name);
@@ -196,13 +275,12 @@ static void restore(uint64_t key, GBytes *value)
 	if (data && g_bytes_get_size(data))
 		g_byte_array_append(f->data, g_bytes_get_data(data, NULL),
 				    (guint)g_bytes_get_size(data));
-	if (!vm->scratch)
-		vm->scratch = g_hash_table_new_full(NULL, NULL, NULL, scratch_free);
-	g_hash_table_insert(vm->scratch, GUINT_TO_POINTER(number), f);
+	insert(vm, f);
 	last_number = MAX(last_number, number);
 }
 
 void scratch_restore(void)
 {
 	keep_each(KEEP_SCRATCH, restore);
+	keep_each(KEEP_AWAY, restore_away);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Scratch files: what editors write beside spec.yaml on their way to replacing it. They live in
- * memory, few and small, and mean nothing until one is renamed to spec.yaml.
+ * memory, few and small, and mean nothing until one is renamed to spec.yaml. They are a VM's, or,
+ * with NULL for that, the host's; those of a directory in it have its path in their names.
  */
 #pragma once
 
@@ -17,7 +18,7 @@
 #define SCRATCH_MAX_NAME  255
 
 typedef struct Scratch {
-	uint32_t serial; /* of its VM */
+	uint32_t serial; /* of its VM; 0: the host's */
 	uint32_t number; /* 24 bits, in the inode number */
 	char *name;
 	mode_t mode;
@@ -37,10 +38,21 @@ void scratch_remove(Vm *vm, Scratch *f);
 /* Replaces a file of that name. */
 void scratch_rename(Vm *vm, Scratch *f, const char *name);
 void scratch_free_all(Vm *vm);
+/* Those of the host's whose names begin so. */
+void scratch_free_below(const char *prefix);
 
 /* 0 or an errno. */
 int scratch_write(Scratch *f, const char *data, size_t len, uint64_t offset);
 int scratch_truncate(Scratch *f, uint64_t size);
+
+/*
+ * spec.yaml, by its inode number, was moved away by an editor that is about to bring another: it is
+ * not there for a moment, and is back after that whatever happens.
+ */
+void scratch_away(uint64_t ino);
+/* Another is being written. */
+void scratch_here(uint64_t ino);
+bool scratch_is_away(uint64_t ino);
 
 /* Its owner or mode has changed. */
 void scratch_keep(const Scratch *f);

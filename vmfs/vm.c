@@ -101,7 +101,6 @@ void vm_drop_backend(Vm *vm)
 
 void vm_detach(Vm *vm)
 {
-	timer_stop(&vm->spec_back);
 	tty_close(vm);
 	ssh_forget(vm);
 	vm_drop_backend(vm);

@@ -103,8 +103,6 @@ struct Vm {
 	Spec *spec;	      /* in force */
 	unsigned spec_writes; /* documents that are being stored, and will be in force then */
 	GBytes *rejected;     /* spec.yaml.rej; NULL: none */
-	bool spec_away;	      /* an editor has moved spec.yaml away and is about to bring another */
-	Timer *spec_back;
 
 	VmState state;	/* what is shown: that of the op under way, else `pushed` */
 	VmState pushed; /* the hypervisor's last word */
