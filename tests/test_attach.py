@@ -2,8 +2,8 @@
 """Changing what runs: by spec.yaml, and by the directories disks/, nics/ and shares/."""
 import os
 import stat
-from errno import (EBUSY, EEXIST, EILSEQ, EINVAL, EIO, EISDIR, ENOENT, ENOSPC, ENOTDIR, ETIMEDOUT,
-                   errorcode)
+from errno import (EBUSY, EEXIST, EILSEQ, EINVAL, EIO, EISDIR, ENOENT, ENOSPC, ENOTDIR,
+                   EOPNOTSUPP, ETIMEDOUT, errorcode)
 
 import pytest
 
@@ -419,6 +419,20 @@ def test_guest_sees_a_nic_come_and_go(real):
     os.symlink("user", real / "nics/eth0")
     sh("ls /sys/class/net | grep -c eth", "1")
     assert real.read("pending") == ""
+
+
+@pytest.mark.qemu
+def test_what_its_backend_cannot(qemu):
+    """It is judged by what it runs on, which its document need not name."""
+    vm = qemu.vm(spec=qemu.spec().replace("backend: qemu\n", ""))
+    vm.do("start")
+    before = vm.spec
+    with fails(EOPNOTSUPP):
+        os.symlink("br0", vm / "nics/net1")
+    vm.error("EOPNOTSUPP", "nics.net1", "br0")
+    with fails(EOPNOTSUPP):
+        vm.write("spec.yaml", before.replace("cpus: 1", "cpus: 1000"))
+    assert vm.spec == before and links(vm, "nics") == {"eth0": "user"}
 
 
 @pytest.mark.qemu

@@ -414,6 +414,8 @@ static bool check_host(const Vm *vm, const Spec *spec, GError **err)
 static bool judge(Commit *c, GError **err)
 {
 	const Vm *vm = c->vm;
+	/* What it runs on. */
+	Backend *on = (vm_is_live(vm) || vm_is_asleep(vm)) && vm->bv ? vm->bv->be : NULL;
 	gsize len;
 	const char *data = g_bytes_get_data(c->text, &len);
 	Backend *be;
@@ -422,10 +424,9 @@ static bool judge(Commit *c, GError **err)
 	if (!c->spec || !clone_document(c->vm, &c->who, &c->text, &c->spec, err) ||
 	    !lifetime_check(vm, c->spec, err))
 		return false;
-	if (c->spec->backend && (vm_is_live(vm) || vm_is_asleep(vm)) && vm->bv &&
-	    strcmp(c->spec->backend, vm->bv->be->cls->name))
+	if (c->spec->backend && on && strcmp(c->spec->backend, on->cls->name))
 		return err_set(err, EBUSY, "backend: it runs on '%s'; stop it before changing that",
-			       vm->bv->be->cls->name);
+			       on->cls->name);
 	if (c->spec->backend && vm->home.be && strcmp(c->spec->backend, vm->home.be->cls->name))
 		return err_set(err, EBUSY,
 			       "backend: '%s' has it in its books, and would keep it there; make "
@@ -434,7 +435,7 @@ static bool judge(Commit *c, GError **err)
 	if (!check_host(vm, c->spec, err))
 		return false;
 	/* A document may name what is missing here as long as nothing is started. */
-	be = c->spec->backend ? backend_find(c->spec->backend) : vm->home.be;
+	be = c->spec->backend ? backend_find(c->spec->backend) : vm->home.be ? vm->home.be : on;
 	if (c->spec->backend && !be)
 		return err_set(err, EINVAL, "backend: there is no backend '%s'; see .vmfs/backends",
 			       c->spec->backend);
