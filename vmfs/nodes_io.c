@@ -164,7 +164,7 @@ static bool is_true(const NodeRef *r)
 	if (!strcmp(r->node->name, "cloud-init"))
 		return vm->cloud_init != NULL;
 	if (!strcmp(r->node->name, "snapshots"))
-		return !snapshot_any_taking(vm);
+		return !snapshot_any_unsettled(vm);
 	if (!strcmp(r->node->name, "ssh"))
 		return ssh_answers_at(vm) != NULL;
 	return !strcmp(r->node->name, vm_state_name(vm->state));
@@ -259,7 +259,7 @@ static const Node wait_rows[] = {
 	{ 31, "stopped", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is stopped" },
 	{ 32, "paused", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is paused" },
 	{ 33, "crashed", STREAM(0444), .stream = &wait_stream, .doc = "answers when it has crashed" },
-	{ 165, "snapshots", STREAM(0444), .stream = &wait_stream, .doc = "answers when no snapshot is being taken" },
+	{ 165, "snapshots", STREAM(0444), .stream = &wait_stream, .doc = "answers when no snapshot is being taken, or an imported one verified" },
 	{ 160, "asleep", STREAM(0444), .stream = &wait_stream, .doc = "answers when it is asleep" },
 	{ 34, "ip", STREAM(0444), .stream = &wait_stream, .doc = "answers with the addresses when one is known" },
 	{ 37, "ssh", STREAM(0444), .stream = &wait_ssh_stream, .doc = "answers with address and port when the guest's ssh server does" },

@@ -609,11 +609,14 @@ void snapshot_status(const Vm *vm, GString *out)
 	}
 }
 
-bool snapshot_any_taking(const Vm *vm)
+bool snapshot_any_unsettled(const Vm *vm)
 {
-	for (guint i = 0; vm->snapshots && i < vm->snapshots->len; i++)
-		if (((Snapshot *)vm->snapshots->pdata[i])->state == SNAPSHOT_TAKING)
+	for (guint i = 0; vm->snapshots && i < vm->snapshots->len; i++) {
+		const Snapshot *s = vm->snapshots->pdata[i];
+
+		if (s->state == SNAPSHOT_TAKING || (s->state == SNAPSHOT_IMPORTING && s->job))
 			return true;
+	}
 	return false;
 }
 

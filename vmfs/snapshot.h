@@ -71,7 +71,7 @@ Snapshot *snapshot_ready(const Vm *vm, const char *name, GError **err);
 /* "s1 ready s2 taking", '-' for none; and lines for `status`. */
 void snapshot_list(const Vm *vm, GString *out);
 void snapshot_status(const Vm *vm, GString *out);
-bool snapshot_any_taking(const Vm *vm);
+bool snapshot_any_unsettled(const Vm *vm);
 
 /* At start: what the store has. And the end of the VM in memory. */
 void snapshot_load(Vm *vm);
