@@ -288,6 +288,8 @@ bool vm_clone_is_pending(const Vm *vm);
 /* What begins the paths of the files that its disks are based on; NULL: of no other VM's. Owned by
  * the caller. */
 char *vm_origin_dir(const Vm *vm);
+/* The same of all VMs. */
+char *vm_dirs(void);
 /*
  * A directory that the backend may make, for clones of that user, and that goes with the snapshot;
  * owned by the caller. It has SNAPSHOT_UNFINISHED after its name until it is complete.

@@ -573,6 +573,14 @@ def test_disks_of_a_clone(disk_base, qemu, fs):
     c3 = fs.vm("c3", "from: c1/snapshots/s1\n")
     c3.do("start")
     assert get_word(qemu, c3) == "red"
+    # Another machine's disk would need golden, and nobody would know.
+    fs.sh("cp -r c1/snapshots/s1 web1/snapshots/of-c1", timeout=120)
+    disk_base.wait("snapshots", 60)
+    disk_base.do("start")
+    with fails(EINVAL):
+        disk_base.do("restore of-c1")
+    disk_base.error("EINVAL", "disks.root", "based on", "snapshot")
+    assert disk_base.state == "running"
 
 
 @pytest.mark.qemu

@@ -237,7 +237,8 @@ def test_export_and_import(exports, up, backend, fs):
     up.do("kill")
     other = backend.vm("other")
     fs.sh(f"tar -C other/snapshots -xf {tar}", timeout=120)
-    until(lambda: other.read("snapshots/s1/state") == "ready\n", "the import is verified")
+    other.wait("snapshots", 60)
+    assert other.read("snapshots/s1/state") == "ready\n"
     assert set(os.listdir(other / "snapshots/s1")) == {"manifest", "memory", "spec.yaml"}
     assert other.read("error") == ""
     other.do("restore s1")
@@ -522,15 +523,21 @@ def test_kill9_of_qemu_in_the_middle(qemu, fs, after_ms):
 
 
 @pytest.fixture
-def disk_vm(qemu, guest, scratch):
-    """A running machine with a private disk that its guest can write to."""
+def started(qemu, scratch):
+    """A running machine with a private disk."""
     base = scratch / "base.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "64M"], check=True)
     vm = qemu.vm(spec=qemu.spec(extra=f"disks:\n  data: {{image: {base}}}\n"))
     vm.do("start")
-    qemu.booted(vm)
     vm.base = base
     return vm
+
+
+@pytest.fixture
+def disk_vm(started, qemu):
+    """Its guest can write to it."""
+    qemu.booted(started)
+    return started
 
 
 def put_word(qemu, vm, word):
@@ -594,6 +601,72 @@ def test_guest_that_writes_while_its_disk_is_copied(disk_vm, qemu):
     take(vm, "s2")
     vm.do("restore s2")
     assert vm.state == "running" and vm.read("error") == ""
+
+
+@pytest.mark.qemu
+def test_disk_that_had_not_been_made_yet(qemu, fs, scratch):
+    """What came after the snapshot is not kept."""
+    base = scratch / "base.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", base, "64M"], check=True)
+    vm = qemu.vm(spec=qemu.spec(extra=f"disks:\n  root: {{image: {base}}}\n"
+                                      "  data: {size: 16MiB}\n"))
+    take(vm, "s1")
+    vm.do("start")
+    vm.do("kill")
+    made = [data(fs, vm) / f"{name}.qcow2" for name in ("root", "data")]
+    for disk in made:
+        subprocess.run(["qemu-io", "-c", "write -P 7 0 64k", disk], check=True,
+                       stdout=subprocess.DEVNULL)
+    vm.do("restore s1")
+    vm.do("start")
+    vm.do("kill")
+    for disk in made:
+        out = subprocess.run(["qemu-io", "-c", "read -P 0 0 64k", disk], check=True, text=True,
+                             stdout=subprocess.PIPE).stdout
+        assert "verification failed" not in out
+
+
+def same_disk(qemu, image):
+    return qemu.spec(extra=f"disks:\n  data: {{image: {image}}}\n")
+
+
+@pytest.mark.qemu
+def test_import_with_disks(started, qemu, fs):
+    """Into machines that have had no disk yet, or one of the same image by another name."""
+    (fs.mnt / ".vmfs/images/small").symlink_to(started.base)
+    tar = fs.base / "s1.tar"
+    take(started, "s1")
+    export(fs, started, "s1", tar)
+    started.do("kill")
+    fresh = fs.vm("fresh", started.spec)
+    running = fs.vm("running", same_disk(qemu, "small"))
+    running.do("start")
+    for vm in fresh, running:
+        fs.sh(f"tar -C {vm.dir}/snapshots -xf {tar}", timeout=120)
+        vm.wait("snapshots", 60)
+        vm.do("restore s1")
+        assert vm.state == "running"
+        vm.do("kill")
+        vm.write("spec.yaml", started.spec)
+        vm.do("start")
+        vm.do("kill")
+
+
+@pytest.mark.qemu
+def test_disks_that_cannot_be_put_back(started, qemu, fs, scratch):
+    """It is found before what runs has ended."""
+    vm, away = started, scratch / "away"
+    take(vm, "s1")
+    pid, disk = vm.pid, data(fs, vm) / "data.qcow2"
+    before = disk.stat().st_ino
+    vm.base.rename(away)
+    with fails(ENOENT):
+        vm.do("restore s1")
+    vm.error("ENOENT", "disks.data", str(vm.base))
+    assert vm.state == "running" and vm.pid == pid and disk.stat().st_ino == before
+    assert not [p for p in data(fs, vm).iterdir() if "restored" in p.name]
+    away.rename(vm.base)
+    vm.do("restore s1")
 
 
 @pytest.mark.qemu

@@ -366,3 +366,8 @@ char *vm_origin_dir(const Vm *vm)
 {
 	return vm->origin ? store_path("vms/%u/", vm->origin) : NULL;
 }
+
+char *vm_dirs(void)
+{
+	return store_path("vms/");
+}

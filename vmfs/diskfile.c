@@ -41,6 +41,11 @@ char *diskfile_path(const char *data_dir, const SpecDisk *d)
 	return g_strdup_printf("%s/%s.%s", data_dir, d->name, diskfile_format(d));
 }
 
+char *diskfile_record(const char *data_dir, const SpecDisk *d)
+{
+	return g_strdup_printf("%s/%s.image", data_dir, d->name);
+}
+
 DiskFile *diskfile_new(const char *data_dir, const SpecDisk *d)
 {
 	DiskFile *f = g_new0(DiskFile, 1);
@@ -53,7 +58,7 @@ DiskFile *diskfile_new(const char *data_dir, const SpecDisk *d)
 	f->readonly = d->readonly;
 	f->mount = g_strdup(document_mountpoint());
 	if (d->image) {
-		f->record = g_strdup_printf("%s/%s.image", data_dir, d->name);
+		f->record = diskfile_record(data_dir, d);
 		f->said = g_strdup(d->image);
 		f->image = g_strdup(*d->image == '/' ? d->image : images_target(d->image));
 	}
@@ -71,6 +76,7 @@ void diskfile_free(DiskFile *f)
 	g_free(f->mount);
 	g_free(f->origin);
 	g_free(f->base);
+	g_free(f->restored);
 	g_free(f);
 }
 
@@ -371,8 +377,8 @@ static bool check_size(DiskFile *f, uint64_t has, GError **err)
 
 static bool check_overlay(DiskFile *f, const Qcow2 *q, GError **err)
 {
-	g_autofree char *record = g_file_read_link(f->record, NULL);
-	const char *said = record ? record : q->backing;
+	g_autofree char *record = f->restored ? NULL : g_file_read_link(f->record, NULL);
+	const char *said = record ? record : f->restored ? f->said : q->backing;
 	Found found;
 
 	if (!*q->backing || strcmp(said, f->said))
@@ -385,6 +391,11 @@ static bool check_overlay(DiskFile *f, const Qcow2 *q, GError **err)
 	       check_size(f, q->size, err);
 }
 
+static bool is_of_origin(const DiskFile *f, const char *backing)
+{
+	return f->origin && g_str_has_prefix(backing, f->origin);
+}
+
 static bool check_own_qcow2(DiskFile *f, int fd, GError **err)
 {
 	g_autofree Qcow2 *q = g_new(Qcow2, 1);
@@ -394,9 +405,16 @@ static bool check_own_qcow2(DiskFile *f, int fd, GError **err)
 		g_prefix_error(err, "%s: %s: ", f->key, f->path);
 		return false;
 	}
+	/* Nobody knows that such a one needs it. */
+	if (f->restored && g_str_has_prefix(q->backing, f->restored) &&
+	    !is_of_origin(f, q->backing))
+		return err_set(err, EINVAL,
+			       "%s: the disk in the snapshot is based on %s, of another VM's "
+			       "snapshot: only a VM that is made from that one can go back to it",
+			       f->key, q->backing);
 	if (f->said)
 		return check_overlay(f, q, err);
-	if (*q->backing && !(f->origin && g_str_has_prefix(q->backing, f->origin)))
+	if (*q->backing && !is_of_origin(f, q->backing))
 		return err_set(err, EINVAL,
 			       "%s: there is a disk of %s already; remove %s to begin afresh",
 			       f->key, q->backing, f->path);

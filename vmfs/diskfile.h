@@ -27,6 +27,9 @@ typedef struct DiskFile {
 	char *origin; /* what begins the paths of what it may be based on; or NULL */
 	char *base;   /* of the snapshot's disk, a qcow2, that it is to be based on; or NULL */
 	bool anew;    /* what is there is worth nothing */
+	/* Of a copy of what a snapshot has, which is to be put in the disk's place: what begins the
+	 * paths of all VMs' files. Else NULL. */
+	char *restored;
 
 	/* Of diskfile_prepare(): it is there, but `qemu-img resize` is to give it its size. */
 	bool resize;
@@ -34,6 +37,8 @@ typedef struct DiskFile {
 
 /* Where a VM's data directory has (or would have) the disk: its own, or the file itself. */
 char *diskfile_path(const char *data_dir, const SpecDisk *d);
+/* The link beside it that says of which image it is, if it is of one. */
+char *diskfile_record(const char *data_dir, const SpecDisk *d);
 /* Of the disk itself: "qcow2" or "raw". Never found out by content, which the guest writes. */
 const char *diskfile_format(const SpecDisk *d);
 

@@ -23,6 +23,7 @@ Prepare *prepare_new(void)
 
 	p->files = g_ptr_array_new_with_free_func((GDestroyNotify)diskfile_free);
 	p->nodes = g_ptr_array_new_with_free_func(g_free);
+	p->reads = g_ptr_array_new_with_free_func(g_free);
 	return p;
 }
 
@@ -35,6 +36,7 @@ static void prepare_free(Prepare *p)
 	proc_user_clear(&p->user);
 	g_ptr_array_unref(p->files);
 	g_ptr_array_unref(p->nodes);
+	g_ptr_array_unref(p->reads);
 	seed_free(p->seed);
 	g_free(p->seed_path);
 	g_free(p->copy_from);
@@ -83,8 +85,22 @@ static bool open_node(const char *key, const char *path, uid_t uid, GError **err
 		       key, uid, path, g_strerror(code));
 }
 
+static bool check_readable(const char *key, const char *path, GError **err)
+{
+	const int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+
+	if (fd < 0)
+		return err_set(err, errno, "%s: the VM's owner cannot open %s: %s", key, path,
+			       g_strerror(errno));
+	close(fd);
+	return true;
+}
+
 static bool work_files(Prepare *p, GError **err)
 {
+	for (guint i = 0; i < p->reads->len; i += 2)
+		if (!check_readable(p->reads->pdata[i], p->reads->pdata[i + 1], err))
+			return false;
 	for (guint i = 0; i < p->nodes->len; i += 2)
 		if (!open_node(p->nodes->pdata[i], p->nodes->pdata[i + 1],
 			       p->user.change ? p->user.uid : geteuid(), err))

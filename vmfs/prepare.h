@@ -22,6 +22,7 @@ struct Prepare {
 	bool lookup;	  /* of `user`, only uid and gid are set */
 	GPtrArray *files; /* of DiskFile */
 	GPtrArray *nodes; /* of char *: the keys of devices, each before the path of its node */
+	GPtrArray *reads; /* likewise: files that must be readable */
 	char *seed_path;  /* NULL: whatever it is, it stays */
 	Seed *seed;	  /* NULL: there is to be none */
 	char *copy_from, *copy_to; /* made if it is missing; NULL: nothing is */

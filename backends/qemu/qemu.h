@@ -352,6 +352,14 @@ GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned i
  * "disks.data" or "devices.gpu" only. It becomes q->disks.
  */
 void qemu_disks_prepare(QemuVm *q, const Spec *spec, const char *key, PrepareFn done, void *arg);
+/*
+ * Of a restore: `copies` has the paths of copies of the snapshot's disks, made by
+ * qemu_snapshot_pairs(). Whether a machine of this spec can have them and what else it needs; put
+ * them in the place of the disks. What the snapshot does not have had not been made yet.
+ */
+void qemu_disks_check_copies(QemuVm *q, const Spec *spec, const GPtrArray *copies, PrepareFn done,
+			     void *arg);
+bool qemu_disks_put_back(QemuVm *q, const Spec *spec, const GPtrArray *copies, GError **err);
 
 /* ssh.c: ASK_SSH */
 typedef struct QemuSsh QemuSsh;

@@ -385,24 +385,32 @@ static void copy_undo(Op *op, void *ctx)
 	op_next(op);
 }
 
+static void checked(void *arg, const GError *err)
+{
+	copied(arg, NULL, err);
+}
+
+/* What would keep it from running is found while what runs can still go on. */
+static void check_run(Op *op, void *ctx)
+{
+	Start *s = ctx;
+
+	qemu_disks_check_copies(s->q, s->wake->spec, s->wake->copies, checked, s);
+}
+
 static void put_back_run(Op *op, void *ctx)
 {
 	Start *s = ctx;
-	const GPtrArray *copies = s->wake->copies;
+	GError *err = NULL;
 
-	for (guint i = 1; i < copies->len; i += 2) {
-		const char *from = copies->pdata[i];
-		g_autofree char *to = g_strndup(from, strlen(from) - strlen(QEMU_RESTORED));
-
-		if (rename(from, to)) {
-			op_fail(op,
-				err_new(errno, "cannot put back %s: %s", to, g_strerror(errno)));
-			return;
-		}
+	if (!qemu_disks_put_back(s->q, s->wake->spec, s->wake->copies, &err)) {
+		op_fail(op, err);
+		return;
 	}
 	backend_spec(&s->q->base, s->wake->spec);
 	op_next(op);
 }
+
 static void restored_memory_run(Op *op, void *ctx)
 {
 	Start *s = ctx;
@@ -418,6 +426,7 @@ static const Step restore_steps[] = {
 	{ "verify", verify_run, verify_cancel, NULL },
 	{ "spec", spec_run, NULL, NULL },
 	{ "copy", copy_run, verify_cancel, copy_undo },
+	{ "check", check_run, start_disks_cancel, NULL },
 	{ "end", end_run, end_cancel, NULL },
 	{ "put-back", put_back_run, NULL, NULL },
 	{ "prepare", start_prepare_run, start_prepare_cancel, start_prepare_undo },
@@ -430,9 +439,13 @@ static const Step restore_steps[] = {
 };
 
 static const Step restore_stopped_steps[] = {
-	{ "verify", verify_run, verify_cancel, NULL },	{ "spec", spec_run, NULL, NULL },
-	{ "copy", copy_run, verify_cancel, copy_undo }, { "end", end_run, end_cancel, NULL },
-	{ "put-back", put_back_run, NULL, NULL },	{ 0 },
+	{ "verify", verify_run, verify_cancel, NULL },
+	{ "spec", spec_run, NULL, NULL },
+	{ "copy", copy_run, verify_cancel, copy_undo },
+	{ "check", check_run, start_disks_cancel, NULL },
+	{ "end", end_run, end_cancel, NULL },
+	{ "put-back", put_back_run, NULL, NULL },
+	{ 0 },
 };
 
 void qemu_restore(BackendVm *bv, Op *op)
