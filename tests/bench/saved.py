@@ -27,8 +27,11 @@ class Qmp:
 
     def __init__(self, path):
         self.sock = socket.socket(socket.AF_UNIX)
-        until(lambda: Path(path).exists(), "a monitor")
-        self.sock.connect(str(path))
+        end = time.monotonic() + 60
+        while self.sock.connect_ex(str(path)):  # its name is there before anybody listens
+            if time.monotonic() > end:
+                raise Missing("no monitor within 60 s")
+            time.sleep(0.0005)
         self.lines = self.sock.makefile("r")
         self.lines.readline()
         self.events = []
@@ -284,8 +287,6 @@ class Sleeper:
     def spawn(self, *more):
         (self.dir / "qmp").unlink(missing_ok=True)
         self.proc = subprocess.Popen([*self.argv, *more], stdin=subprocess.DEVNULL)
-        while not (self.dir / "qmp").exists():
-            time.sleep(0.0005)
         self.qmp = Qmp(self.dir / "qmp")
         self.qmp.prepare()
 
