@@ -34,70 +34,6 @@ static const char skeleton[] =
 	"  </devices>\n"
 	"</domain>\n";
 
-/* Before what closes the parent, in the layout that libvirt writes. */
-static xmlNode *add_child(xmlNode *parent, const char *name, const char *text)
-{
-	unsigned depth = 0;
-	g_autofree char *indent = NULL, *closing = NULL;
-	xmlNode *last = parent->last, *child;
-
-	for (const xmlNode *n = parent; n->parent && n->parent->type == XML_ELEMENT_NODE;
-	     n = n->parent)
-		depth++;
-	indent = g_strdup_printf("\n%*s", 2 * (int)(depth + 1), "");
-	closing = g_strdup_printf("\n%*s", 2 * (int)depth, "");
-	if (last && last->type == XML_TEXT_NODE && xmlIsBlankNode(last)) {
-		xmlUnlinkNode(last);
-		xmlFreeNode(last);
-	}
-	(void)xmlAddChild(parent, xmlNewText(X(indent)));
-	child = xmlNewTextChild(parent, NULL, X(name), text ? X(text) : NULL);
-	(void)xmlAddChild(parent, xmlNewText(X(closing)));
-	return child;
-}
-
-static void set_text(xmlNode *n, const char *text)
-{
-	xmlChar *e = xmlEncodeSpecialChars(n->doc, X(text));
-
-	xmlNodeSetContent(n, e);
-	xmlFree(e);
-}
-
-static void set_attr(xmlNode *n, const char *name, const char *value)
-{
-	(void)xmlSetProp(n, X(name), X(value));
-}
-
-/* An element goes, and the blanks before it. */
-static void drop(xmlNode *n)
-{
-	xmlNode *blank;
-
-	if (!n)
-		return;
-	blank = n->prev;
-	xmlUnlinkNode(n);
-	xmlFreeNode(n);
-	if (blank && blank->type == XML_TEXT_NODE && xmlIsBlankNode(blank)) {
-		xmlUnlinkNode(blank);
-		xmlFreeNode(blank);
-	}
-}
-
-/* The element `name` of parent has this text, or is not there (NULL). */
-static void put(xmlNode *parent, const char *name, const char *text)
-{
-	xmlNode *n = xmltree_find(parent, name);
-
-	if (!text)
-		drop(n);
-	else if (n)
-		set_text(n, text);
-	else
-		(void)add_child(parent, name, text);
-}
-
 /* ---- the keys ---- */
 
 typedef struct Edit {
@@ -115,7 +51,7 @@ static bool set_cpus(const Edit *e, GError **err)
 	xmlNode *n = xmltree_find(e->domain, "vcpu");
 
 	(void)err;
-	put(e->domain, "vcpu", text);
+	xmltree_put(e->domain, "vcpu", text);
 	if (n)
 		(void)xmlUnsetProp(n, X("current"));
 	return true;
@@ -130,8 +66,8 @@ static bool set_memory(const Edit *e, GError **err)
 	for (unsigned i = 0; i < G_N_ELEMENTS(names); i++) {
 		if (i && !xmltree_find(e->domain, names[i]))
 			break;
-		put(e->domain, names[i], text);
-		set_attr(xmltree_find(e->domain, names[i]), "unit", "KiB");
+		xmltree_put(e->domain, names[i], text);
+		xmltree_set(xmltree_find(e->domain, names[i]), "unit", "KiB");
 	}
 	return true;
 }
@@ -144,7 +80,7 @@ static bool set_accel(const Edit *e, GError **err)
 	(void)err;
 	/* What is there is as good as any to `auto`. */
 	if (e->want->accel != ACCEL_AUTO || e->made)
-		set_attr(e->domain, "type", kvm ? "kvm" : "qemu");
+		xmltree_set(e->domain, "type", kvm ? "kvm" : "qemu");
 	return true;
 }
 
@@ -161,10 +97,10 @@ static bool set_firmware(const Edit *e, GError **err)
 		(void)xmlUnsetProp(os, X("firmware"));
 		return true;
 	}
-	set_attr(os, "firmware", "efi");
-	feature = add_child(add_child(os, "firmware", NULL), "feature", NULL);
-	set_attr(feature, "enabled", "no");
-	set_attr(feature, "name", "secure-boot");
+	xmltree_set(os, "firmware", "efi");
+	feature = xmltree_add(xmltree_add(os, "firmware", NULL), "feature", NULL);
+	xmltree_set(feature, "enabled", "no");
+	xmltree_set(feature, "name", "secure-boot");
 	return true;
 }
 
@@ -173,9 +109,9 @@ static bool set_boot(const Edit *e, GError **err)
 	xmlNode *os = xmltree_find(e->domain, "os");
 
 	(void)err;
-	put(os, "kernel", e->want->kernel);
-	put(os, "initrd", e->want->initrd);
-	put(os, "cmdline", e->want->cmdline && *e->want->cmdline ? e->want->cmdline : NULL);
+	xmltree_put(os, "kernel", e->want->kernel);
+	xmltree_put(os, "initrd", e->want->initrd);
+	xmltree_put(os, "cmdline", e->want->cmdline && *e->want->cmdline ? e->want->cmdline : NULL);
 	return true;
 }
 
@@ -215,7 +151,7 @@ static void set_alias(xmlNode *device, const char *name)
 {
 	g_autofree char *alias = g_strconcat(XML_ALIAS, name, NULL);
 
-	set_attr(add_child(device, "alias", NULL), "name", alias);
+	xmltree_set(xmltree_add(device, "alias", NULL), "name", alias);
 }
 
 /* Where it is; NULL and EOPNOTSUPP: nowhere. Owned by the caller. */
@@ -239,13 +175,13 @@ static void keep_owner(xmlNode *source, bool keep)
 	while (label && !xmltree_attr_is(label, "model", "dac"))
 		label = xmltree_next(label->next, "seclabel");
 	if (!keep) {
-		drop(label);
+		xmltree_drop(label);
 		return;
 	}
 	if (!label)
-		label = add_child(source, "seclabel", NULL);
-	set_attr(label, "model", "dac");
-	set_attr(label, "relabel", "no");
+		label = xmltree_add(source, "seclabel", NULL);
+	xmltree_set(label, "model", "dac");
+	xmltree_set(label, "relabel", "no");
 }
 
 static void fill_disk(const Edit *e, xmlNode *n, const SpecDisk *d, const char *file)
@@ -255,22 +191,22 @@ static void fill_disk(const Edit *e, xmlNode *n, const SpecDisk *d, const char *
 	g_autofree char *old = xmltree_disk_path(n);
 
 	if (!driver)
-		driver = add_child(n, "driver", NULL);
+		driver = xmltree_add(n, "driver", NULL);
 	if (!source)
-		source = add_child(n, "source", NULL);
-	set_attr(n, "type", is_device ? "block" : "file");
-	set_attr(driver, "name", "qemu");
-	set_attr(driver, "type", diskfile_format(d));
+		source = xmltree_add(n, "source", NULL);
+	xmltree_set(n, "type", is_device ? "block" : "file");
+	xmltree_set(driver, "name", "qemu");
+	xmltree_set(driver, "type", diskfile_format(d));
 	(void)xmlUnsetProp(source, X(is_device ? "file" : "dev"));
-	set_attr(source, is_device ? "dev" : "file", file);
+	xmltree_set(source, is_device ? "dev" : "file", file);
 	if (!d->file)
 		keep_owner(source, e->own->dac);
 	else if (g_strcmp0(old, file))
 		keep_owner(source, false);
 	if (!d->readonly)
-		drop(xmltree_find(n, "readonly"));
+		xmltree_drop(xmltree_find(n, "readonly"));
 	else if (!xmltree_find(n, "readonly"))
-		(void)add_child(n, "readonly", NULL);
+		(void)xmltree_add(n, "readonly", NULL);
 }
 
 static bool add_disk(const Edit *e, xmlNode *devices, const SpecDisk *d, unsigned first,
@@ -281,12 +217,12 @@ static bool add_disk(const Edit *e, xmlNode *devices, const SpecDisk *d, unsigne
 
 	if (!dev)
 		return err_set(err, ENOSPC, "disks.%s: there are too many disks", d->name);
-	n = add_child(devices, "disk", NULL);
-	set_attr(n, "device", "disk");
+	n = xmltree_add(devices, "disk", NULL);
+	xmltree_set(n, "device", "disk");
 	fill_disk(e, n, d, file);
-	target = add_child(n, "target", NULL);
-	set_attr(target, "dev", dev);
-	set_attr(target, "bus", "virtio");
+	target = xmltree_add(n, "target", NULL);
+	xmltree_set(target, "dev", dev);
+	xmltree_set(target, "bus", "virtio");
 	set_alias(n, d->name);
 	return true;
 }
@@ -299,7 +235,7 @@ static bool set_disk(const Edit *e, GError **err)
 	const SpecDisk *d = spec_named(e->want, key);
 
 	if (!d) {
-		drop(n);
+		xmltree_drop(n);
 		return true;
 	}
 	file = file_of(e, d, err);
@@ -327,7 +263,7 @@ static bool set_seed(const Edit *e, GError **err)
 			       "that vmfs has made itself, and on this machine only");
 	if (!e->own)
 		return true;
-	drop(find_device(devices, "disk", XML_SEED));
+	xmltree_drop(find_device(devices, "disk", XML_SEED));
 	if (!e->want->cloud_init.given)
 		return true;
 	file = g_build_filename(e->own->dir, SEED_NAME, NULL);
@@ -345,15 +281,15 @@ static xmlNode *make_own(const Spec *spec, const LvOwn *own)
 
 		if (!n)
 			continue;
-		set_attr(n, "name", d->name);
-		set_attr(n, "file", file);
+		xmltree_set(n, "name", d->name);
+		xmltree_set(n, "file", file);
 		if (d->image)
-			set_attr(n, "image", d->image);
+			xmltree_set(n, "image", d->image);
 		if (d->format)
-			set_attr(n, "format", d->format);
+			xmltree_set(n, "format", d->format);
 		size = g_strdup_printf("%" G_GUINT64_FORMAT, d->size);
 		if (d->size)
-			set_attr(n, "size", size);
+			xmltree_set(n, "size", size);
 	}
 	if (top->children)
 		return top;
@@ -366,14 +302,14 @@ static void put_meta(xmlNode *domain, const char *name, const char *uri, xmlNode
 {
 	xmlNode *metadata = xmltree_find(domain, "metadata");
 
-	drop(xmltree_meta(domain, name, uri));
+	xmltree_drop(xmltree_meta(domain, name, uri));
 	if (!top) {
 		if (metadata && !xmlFirstElementChild(metadata))
-			drop(metadata);
+			xmltree_drop(metadata);
 		return;
 	}
 	if (!metadata)
-		metadata = add_child(domain, "metadata", NULL);
+		metadata = xmltree_add(domain, "metadata", NULL);
 	xmlSetNs(top, xmlNewNs(top, X(uri), X(XML_OWN_PREFIX)));
 	(void)xmlAddChild(metadata, top);
 }
@@ -399,8 +335,8 @@ static xmlNode *make_ports(const Spec *spec)
 						p->guest_port, p->udp ? "/udp" : "");
 			xmlNode *n = xmlNewChild(top, NULL, X("port"), NULL);
 
-			set_attr(n, "nic", nic->name);
-			set_attr(n, "forward", text);
+			xmltree_set(n, "nic", nic->name);
+			xmltree_set(n, "forward", text);
 		}
 	}
 	if (top->children)
@@ -416,10 +352,10 @@ static void connect_nic(xmlNode *n, const char *network)
 
 	if (!g_strcmp0(have, network))
 		return;
-	drop(xmltree_find(n, "source"));
-	set_attr(n, "type", user ? "user" : "network");
+	xmltree_drop(xmltree_find(n, "source"));
+	xmltree_set(n, "type", user ? "user" : "network");
 	if (!user)
-		set_attr(add_child(n, "source", NULL), "network", network);
+		xmltree_set(xmltree_add(n, "source", NULL), "network", network);
 }
 
 static bool set_nic(const Edit *e, GError **err)
@@ -433,13 +369,13 @@ static bool set_nic(const Edit *e, GError **err)
 
 	put_meta(e->domain, "ports", XML_PORTS_URI, make_ports(e->want));
 	if (!nic) {
-		drop(n);
+		xmltree_drop(n);
 		return true;
 	}
 	if (!n) {
-		n = add_child(devices, "interface", NULL);
-		set_attr(n, "type", "user");
-		set_attr(add_child(n, "model", NULL), "type", "virtio");
+		n = xmltree_add(devices, "interface", NULL);
+		xmltree_set(n, "type", "user");
+		xmltree_set(xmltree_add(n, "model", NULL), "type", "virtio");
 		set_alias(n, e->name);
 	}
 	connect_nic(n, nic->network);
@@ -454,8 +390,8 @@ static bool set_nic(const Edit *e, GError **err)
 				       index & 0xff);
 	if (nic->mac || made) {
 		mac = xmltree_find(n, "mac");
-		set_attr(mac ? mac : add_child(n, "mac", NULL), "address",
-			 nic->mac ? nic->mac : made);
+		xmltree_set(mac ? mac : xmltree_add(n, "mac", NULL), "address",
+			    nic->mac ? nic->mac : made);
 	}
 	return true;
 }
@@ -495,18 +431,18 @@ static bool set_shared_memory(const Edit *e, GError **err)
 	if (wanted == xmltree_attr_is(access, "mode", "shared"))
 		return true;
 	if (!wanted) {
-		drop(access);
+		xmltree_drop(access);
 		if (xmltree_attr_is(xmltree_find(memory, "source"), "type", "memfd"))
-			drop(xmltree_find(memory, "source"));
+			xmltree_drop(xmltree_find(memory, "source"));
 		if (!xmlFirstElementChild(memory))
-			drop(memory);
+			xmltree_drop(memory);
 		return true;
 	}
 	if (!memory)
-		memory = add_child(e->domain, "memoryBacking", NULL);
+		memory = xmltree_add(e->domain, "memoryBacking", NULL);
 	if (!xmltree_find(memory, "source") && !xmltree_find(memory, "hugepages"))
-		set_attr(add_child(memory, "source", NULL), "type", "memfd");
-	set_attr(access ? access : add_child(memory, "access", NULL), "mode", "shared");
+		xmltree_set(xmltree_add(memory, "source", NULL), "type", "memfd");
+	xmltree_set(access ? access : xmltree_add(memory, "access", NULL), "mode", "shared");
 	return true;
 }
 
@@ -517,17 +453,17 @@ static void fill_share(xmlNode *n, const SpecShare *share)
 	xmlNode *driver = xmltree_find(n, "driver"), *source = xmltree_find(n, "source");
 
 	if (!driver)
-		driver = add_child(n, "driver", NULL);
+		driver = xmltree_add(n, "driver", NULL);
 	if (virtiofs != xmltree_is_virtiofs(n) || xmltree_attr_is(driver, "type", NULL)) {
-		set_attr(driver, "type", virtiofs ? "virtiofs" : "path");
-		set_attr(n, "type", "mount");
-		set_attr(n, "accessmode", virtiofs ? "passthrough" : "squash");
+		xmltree_set(driver, "type", virtiofs ? "virtiofs" : "path");
+		xmltree_set(n, "type", "mount");
+		xmltree_set(n, "accessmode", virtiofs ? "passthrough" : "squash");
 	}
-	set_attr(source ? source : add_child(n, "source", NULL), "dir", share->path);
+	xmltree_set(source ? source : xmltree_add(n, "source", NULL), "dir", share->path);
 	if (!share->readonly)
-		drop(xmltree_find(n, "readonly"));
+		xmltree_drop(xmltree_find(n, "readonly"));
 	else if (!xmltree_find(n, "readonly"))
-		(void)add_child(n, "readonly", NULL);
+		(void)xmltree_add(n, "readonly", NULL);
 }
 
 static bool set_share(const Edit *e, GError **err)
@@ -539,12 +475,12 @@ static bool set_share(const Edit *e, GError **err)
 
 	(void)set_shared_memory(e, err);
 	if (!share) {
-		drop(n);
+		xmltree_drop(n);
 		return true;
 	}
 	if (!n) {
-		n = add_child(devices, "filesystem", NULL);
-		set_attr(add_child(n, "target", NULL), "dir", e->name);
+		n = xmltree_add(devices, "filesystem", NULL);
+		xmltree_set(xmltree_add(n, "target", NULL), "dir", e->name);
 		set_alias(n, e->name);
 	}
 	fill_share(n, share);
@@ -562,10 +498,10 @@ static bool set_display(const Edit *e, GError **err)
 	(void)err;
 	video = xmltree_find(devices, "video");
 	if (!video)
-		video = add_child(devices, "video", NULL);
+		video = xmltree_add(devices, "video", NULL);
 	if (!xmltree_find(video, "model"))
-		(void)add_child(video, "model", NULL);
-	set_attr(xmltree_find(video, "model"), "type", models[spec_display(e->want)]);
+		(void)xmltree_add(video, "model", NULL);
+	xmltree_set(xmltree_find(video, "model"), "type", models[spec_display(e->want)]);
 	return true;
 }
 
@@ -626,18 +562,6 @@ static bool apply(const char *spec_key, Edit *e, GError **err)
 	return keys[row].set(e, err);
 }
 
-static char *text_of(xmlNode *n)
-{
-	/* The element alone: libvirt's own text has no declaration either. */
-	xmlBuffer *buf = xmlBufferCreate();
-	char *text;
-
-	(void)xmlNodeDump(buf, n->doc, n, 0, 0);
-	text = g_strconcat((const char *)xmlBufferContent(buf), "\n", NULL);
-	xmlBufferFree(buf);
-	return text;
-}
-
 char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, unsigned id,
 		  const LvOwn *own, GError **err)
 {
@@ -656,7 +580,7 @@ char *lv_xml_edit(const char *xml, const Spec *have, const Spec *want, unsigned 
 		ok = set_seed(&e, err);
 	if (ok) {
 		set_own(&e);
-		text = text_of(e.domain);
+		text = xmltree_dump(e.domain);
 	}
 	xmlFreeDoc(doc);
 	return text;
@@ -683,7 +607,7 @@ static char *meta_text(xmlNode *top)
 
 	if (top) {
 		(void)xmlDocSetRootElement(doc, top);
-		text = text_of(top);
+		text = xmltree_dump(top);
 	}
 	xmlFreeDoc(doc);
 	return text;
@@ -715,7 +639,7 @@ char *lv_xml_device(const char *xml, const Spec *want, const char *key, unsigned
 	if (ok)
 		n = device_of(doc, key);
 	if (n)
-		text = text_of(n);
+		text = xmltree_dump(n);
 	else if (ok)
 		(void)err_set(err, ENOENT, "%s: there is no such device", key);
 	xmlFreeDoc(doc);
@@ -768,12 +692,12 @@ char *lv_xml_new(const LvNew *made, const Spec *spec, const LvOwn *own, GError *
 	if (!doc)
 		return NULL;
 	e.domain = xmlDocGetRootElement(doc);
-	put(e.domain, "name", made->name);
-	put(e.domain, "uuid", made->key);
+	xmltree_put(e.domain, "name", made->name);
+	xmltree_put(e.domain, "uuid", made->key);
 	(void)set_memory(&e, NULL);
 	(void)set_cpus(&e, NULL);
 	if (add_all(&e, err))
-		text = text_of(e.domain);
+		text = xmltree_dump(e.domain);
 	xmlFreeDoc(doc);
 	return text;
 }

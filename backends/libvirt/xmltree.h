@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Walks over a domain's XML, for xml.c and xmledit.c. Strings are owned by the caller. */
+/* Walks over a domain's XML, and changes of it. Strings are owned by the caller. Pure. */
 #pragma once
 
 #include <glib.h>
@@ -13,8 +13,6 @@
 xmlDoc *xmltree_read(const char *text, const char *root);
 /* Of a domain; or EINVAL. */
 xmlDoc *xmltree_parse(const char *text, GError **err);
-/* What the <metadata> has by that name, of ours; or NULL. */
-xmlNode *xmltree_meta(xmlNode *domain, const char *name, const char *uri);
 /* The first element of that name from this node on, among siblings. */
 xmlNode *xmltree_next(xmlNode *after, const char *name);
 /* "os/kernel": the first element at that path below. NULL from NULL. */
@@ -24,6 +22,20 @@ bool xmltree_attr_is(const xmlNode *n, const char *name, const char *value);
 /* As it is, blanks and all. */
 char *xmltree_text(const xmlNode *n);
 
+/* A new last child, in the layout that libvirt writes. */
+xmlNode *xmltree_add(xmlNode *parent, const char *name, const char *text);
+/* An element goes (NULL: nothing does), and the blanks before it. */
+void xmltree_drop(xmlNode *n);
+/* The element `name` of parent has this text, or is not there (NULL). */
+void xmltree_put(xmlNode *parent, const char *name, const char *text);
+void xmltree_set(xmlNode *n, const char *attr, const char *value);
+/* The element alone, as text. */
+char *xmltree_dump(xmlNode *n);
+
+/* xml.c: */
+
+/* What the <metadata> has by that name, of ours; or NULL. */
+xmlNode *xmltree_meta(xmlNode *domain, const char *name, const char *uri);
 /* What a disk, or the index'th interface or filesystem, is called in a spec. */
 char *xmltree_device_name(xmlNode *device, unsigned index);
 /* NULL: it is not one that a spec can describe. */
