@@ -640,13 +640,23 @@ def test_console_that_virsh_has(lv, on, guest):
     reader.expect("^mine-2")
 
 
+uefi = pytest.mark.skipif(not list(Path("/usr/share/qemu/firmware").glob("*.json")),
+                          reason="no firmware for libvirt to choose from")
+
+
+@pytest.fixture
+def nvram(lv):
+    path = lv.dir / "lib/qemu/nvram"
+    path.mkdir(exist_ok=True)
+    yield path
+    for file in path.iterdir():
+        file.unlink()
+
+
 @pytest.mark.qemu
-@pytest.mark.skipif(not list(Path("/usr/share/qemu/firmware").glob("*.json")),
-                    reason="no firmware for libvirt to choose from")
-def test_uefi(lv, on, guest):
+@uefi
+def test_uefi(lv, on, guest, nvram):
     """It boots what nobody has signed; its variables go with it, and are no other machine's."""
-    nvram = lv.dir / "lib/qemu/nvram"
-    nvram.mkdir(exist_ok=True)
     (nvram / "web_VARS.fd").write_bytes(b"of another machine")
     fs = on()
     text = ("backend: libvirt\naccel: tcg\nmemory: 256MiB\nfirmware: uefi\n"
@@ -654,8 +664,9 @@ def test_uefi(lv, on, guest):
     vm = fs.vm("web", text)
     vm.do("start")
     vm.follow("console").expect("GUEST-UP", 60)
-    assert os.listdir(nvram) == ["web_VARS.fd"] and (nvram / "web_VARS.fd").stat().st_size > 1 << 16
-    assert vm.read("pending") == "" and vm.spec == text
+    (own,) = set(nvram.iterdir()) - {nvram / "web_VARS.fd"}
+    assert own.name.startswith(lv.virsh("domuuid", "web").stdout.strip())
+    assert own.stat().st_size > 1 << 16 and vm.read("pending") == "" and vm.spec == text
     vm.do("sleep")
     vm.do("wake")
     assert vm.state == "running"
@@ -670,4 +681,38 @@ def test_uefi(lv, on, guest):
     assert vm.read("pending") == ""
     vm.do("kill")
     vm.dir.rmdir()
-    until(lambda: not os.listdir(nvram), "its variables are gone")
+    assert os.listdir(nvram) == ["web_VARS.fd"]
+
+
+@uefi
+def test_uefi_by_another_name(lv, on, nvram):
+    """The variables are those of the machine, whatever it is called, and whoever made it."""
+    devices = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+    lv.define("theirs", memory=64, devices=devices)
+    xml = lv.virsh("dumpxml", "theirs").stdout.replace("<os>", "<os firmware='efi'>")
+    (lv.dir / "uefi.xml").write_text(xml)
+    lv.virsh("define", lv.dir / "uefi.xml")
+    fs = on()
+    theirs, mine = fs.vm("theirs"), fs.vm("mine", "backend: libvirt\nmemory: 64MiB\nfirmware: uefi\n")
+    seen = set()
+    for vm, new in ((theirs, "theirs2"), (mine, "mine2")):
+        vm.do("start")
+        vm.do("kill")
+        (file,) = set(nvram.iterdir()) - seen
+        seen.add(file)
+        with open(file, "r+b") as f:  # where no variable comes to so soon
+            os.pwrite(f.fileno(), vm.name.encode(), 0x30000)
+        os.rename(vm.dir, fs.mnt / new)
+        vm.name = new
+        vm.do("start")
+        assert f">/var/lib/libvirt/qemu/nvram/{file.name}</nvram>" in lv.virsh("dumpxml", new).stdout
+        vm.do("kill")
+        assert set(nvram.iterdir()) == seen and new[:-1].encode() in file.read_bytes()
+    again = fs.vm("mine", "backend: libvirt\nmemory: 64MiB\nfirmware: uefi\n")
+    again.do("start")  # it is called so now, and has its own
+    again.do("kill")
+    assert len(set(nvram.iterdir()) - seen) == 1
+    for vm in (again, mine):
+        vm.dir.rmdir()
+    theirs.do("undefine")
+    assert os.listdir(nvram) == []

@@ -88,6 +88,14 @@ bool lv_ports_ssh(LvCall *c, GError **err);
 /* On the loop: tell what is there, if c found out. */
 void lv_ports_report(const LvCall *c);
 
+/* nvram.c, in the pool: */
+
+/* A definition that is to come in the place of `had` (NULL: there is none), so that the variables
+ * of its UEFI are its own (owned by the caller). */
+char *lv_nvram_own(LvCall *c, const char *had, char *xml_take);
+/* Before it is given another name: they stay where they are. */
+bool lv_nvram_keep(LvCall *c, GError **err);
+
 /* own.c, in the pool: */
 bool lv_learn_caps(LvCall *c, GError **err);
 /* Those of c->spec, which are there, can be reached by the host's QEMUs. */

@@ -329,6 +329,8 @@ static bool write_xml(LvCall *c, GError **err)
 		xml = have ? lv_xml_edit(now, have, c->spec, c->id, mine, err) : NULL;
 	}
 	ok = xml != NULL;
+	if (ok)
+		xml = lv_nvram_own(c, now, xml);
 	if (ok && (!now || strcmp(now, xml)))
 		ok = define(c, xml, err);
 	free(now);
@@ -584,7 +586,7 @@ static bool work_undefine(LvCall *c, GError **err)
 
 static bool work_rename(LvCall *c, GError **err)
 {
-	return !c->dom || said(virDomainRename(c->dom, c->name, 0), err);
+	return !c->dom || (lv_nvram_keep(c, err) && said(virDomainRename(c->dom, c->name, 0), err));
 }
 
 static void order_done(LvCall *c)

@@ -53,6 +53,10 @@ char *lv_xml_ports(const Spec *spec);
  */
 char *lv_xml_device(const char *xml, const Spec *want, const char *key, unsigned id,
 		    const LvOwn *own, GError **err);
+/* Where the variables of its UEFI are is left to libvirt. */
+bool lv_xml_chooses_nvram(const char *xml);
+/* The same with this file for them. Owned by the caller. */
+char *lv_xml_name_nvram(const char *xml, const char *file);
 /* As what a share is made: SHARE_VIRTIOFS or SHARE_9P. */
 SpecShareType lv_xml_share_type(const SpecShare *share);
 bool lv_xml_has_device(const char *xml, const char *key);

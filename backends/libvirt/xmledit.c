@@ -90,9 +90,9 @@ static bool set_firmware(const Edit *e, GError **err)
 	xmlNode *os = xmltree_find(e->domain, "os"), *feature;
 
 	(void)err;
-	drop(xmltree_find(os, "loader"));
-	drop(xmltree_find(os, "nvram"));
-	drop(xmltree_find(os, "firmware"));
+	xmltree_drop(xmltree_find(os, "loader"));
+	xmltree_drop(xmltree_find(os, "nvram"));
+	xmltree_drop(xmltree_find(os, "firmware"));
 	if (e->want->firmware != FIRMWARE_UEFI) {
 		(void)xmlUnsetProp(os, X("firmware"));
 		return true;
@@ -653,6 +653,31 @@ bool lv_xml_has_device(const char *xml, const char *key)
 
 	xmlFreeDoc(doc);
 	return found;
+}
+
+bool lv_xml_chooses_nvram(const char *xml)
+{
+	xmlDoc *doc = xmltree_parse(xml, NULL);
+	xmlNode *os = doc ? xmltree_find(xmlDocGetRootElement(doc), "os") : NULL;
+	g_autofree char *file = xmltree_text(xmltree_find(os, "nvram"));
+	const bool chooses = xmltree_attr_is(os, "firmware", "efi") && (!file || !*file);
+
+	xmlFreeDoc(doc);
+	return chooses;
+}
+
+char *lv_xml_name_nvram(const char *xml, const char *file)
+{
+	xmlDoc *doc = xmltree_parse(xml, NULL);
+	xmlNode *domain = doc ? xmlDocGetRootElement(doc) : NULL;
+	char *text;
+
+	if (!doc)
+		return g_strdup(xml);
+	xmltree_put(xmltree_find(domain, "os"), "nvram", file);
+	text = xmltree_dump(domain);
+	xmlFreeDoc(doc);
+	return text;
 }
 
 static bool add_all(Edit *e, GError **err)
