@@ -132,8 +132,8 @@ def test_kill_gives_up_the_memory(up, backend, fs):
     assert backend.recall(up) == ""
 
 
-def test_spec_changed_asleep(up, backend, fs):
-    """It wakes with what it slept with, and says what it does not have."""
+def test_spec_changed_asleep(up, backend, fs, disk):
+    """It wakes with what it slept with, is given what can be given live, and says what it lacks."""
     up.do("sleep")
     assert up.read("pending") == ""
     up.write("spec.yaml", backend.text.replace("cpus: 1", "cpus: 2"))
@@ -141,9 +141,11 @@ def test_spec_changed_asleep(up, backend, fs):
     fs.kill9()
     fs.restart()
     assert up.read("pending") == "cpus\n"
+    os.symlink(disk(), up / "disks/late")
+    assert up.read("pending").split() == ["cpus", "disks.late"]
     up.do("wake")
-    assert up.read("pending") == "cpus\n"
-    assert backend.recall(up) == "blue"
+    until(lambda: up.read("pending") == "cpus\n", "the disk is attached")
+    assert backend.recall(up) == "blue" and up.read("error") == ""
     with fails(EBUSY):
         up.write("spec.yaml", "backend: " + ("qemu" if backend.name == "sim" else "sim") + "\n")
     os.unlink(up / "spec.yaml.rej")
