@@ -173,12 +173,13 @@ class Clones:
             self.remove(vm)
         return took
 
-    def memory(self, n):
-        """Mean PSS of n that have answered."""
+    def memory(self, n, fresh):
+        """Mean PSS of n that have just begun to run, or have answered too."""
         vms = self.at_once(n)[1]
-        for vm in vms:
+        asked = [] if fresh else vms
+        for vm in asked:
             (vm / "console").write_text("echo an''swer\n")
-        for vm in vms:
+        for vm in asked:
             until(lambda vm=vm: "\nanswer" in (vm / "console.log").read_text(errors="replace"),
                   "an answer", 60)
         sizes = [pss(int((vm / "pid").read_text())) for vm in vms]
@@ -209,8 +210,9 @@ def clone(bench, report):
     report.add(f"{AT_ONCE} clones at once, to all running", got["many"],
                ("one", got["one"]), within=25)
     cold = Series([clones.cold_pss])
-    for n in (1, SHARED):
-        report.add(f"PSS of a clone that has answered, of {n}", Series([clones.memory(n)]),
+    for n, fresh in (1, True), (1, False), (SHARED, False):
+        report.add(f"PSS of a clone {'just started' if fresh else 'that has answered'}, of {n}",
+                   Series([clones.memory(n, fresh)]),
                    ("a guest that has booted", cold), within=0.25, unit="B")
 
 
