@@ -247,6 +247,14 @@ void op_fail(Op *op, GError *take)
 		op_next(op);
 }
 
+void op_answered(Op *op, const GError *err)
+{
+	if (err)
+		op_fail(op, g_error_copy(err));
+	else
+		op_next(op);
+}
+
 void op_cancel(Op *op, GError *take)
 {
 	if (op->phase != RUNNING) {

@@ -84,6 +84,8 @@ typedef struct Step {
 /* Run the steps (a static table ended by a row without a name). ctx is freed after the op's end. */
 void op_steps(Op *op, const Step *steps, void *ctx, GDestroyNotify free_ctx);
 void op_next(Op *op);
+/* What a step waited for is there: op_fail() with a copy of `err`, or else op_next(). */
+void op_answered(Op *op, const GError *err);
 /* Instead of steps, a backend may finish the op itself; cancel (optional) is as in Step. */
 void op_on_cancel(Op *op, void (*cancel)(Op *op, void *ctx), void *ctx);
 void op_ok(Op *op);

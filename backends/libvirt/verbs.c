@@ -496,10 +496,7 @@ static void prepared(void *arg, const GError *err)
 {
 	Op *op = arg;
 
-	if (err)
-		op_fail(op, g_error_copy(err));
-	else
-		op_next(op);
+	op_answered(op, err);
 }
 
 void lv_prepare_run(Op *op, void *ctx)

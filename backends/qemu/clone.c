@@ -287,10 +287,7 @@ static void saved(void *arg, const GError *err)
 	Start *s = arg;
 
 	s->wake->stream = NULL;
-	if (err)
-		op_fail(s->op, g_error_copy(err));
-	else
-		op_next(s->op);
+	op_answered(s->op, err);
 }
 
 static void save_run(Op *op, void *ctx)

@@ -136,10 +136,7 @@ static void saved(void *arg, const GError *err)
 	Sleep *s = arg;
 
 	s->stream = NULL;
-	if (err)
-		op_fail(s->op, g_error_copy(err));
-	else
-		op_next(s->op);
+	op_answered(s->op, err);
 }
 
 static void memory_run(Op *op, void *ctx)
@@ -206,10 +203,7 @@ static void recorded(void *arg, const GError *err)
 	Sleep *s = arg;
 
 	s->note = NULL;
-	if (err)
-		op_fail(s->op, g_error_copy(err));
-	else
-		op_next(s->op);
+	op_answered(s->op, err);
 }
 
 static void record_run(Op *op, void *ctx)

@@ -540,10 +540,7 @@ static void job_done(void *arg, const Manifest *m, const GError *err)
 	Taking *t = arg;
 
 	t->job = NULL;
-	if (err)
-		op_fail(t->op, g_error_copy(err));
-	else
-		op_next(t->op);
+	op_answered(t->op, err);
 }
 
 static void seal_run(Op *op, void *ctx)

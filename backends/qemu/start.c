@@ -177,10 +177,7 @@ static void prepared(void *arg, const GError *err)
 {
 	Start *s = arg;
 
-	if (err)
-		op_fail(s->op, g_error_copy(err));
-	else
-		op_next(s->op);
+	op_answered(s->op, err);
 }
 
 static void key_made(void *arg, const char *public_key, const GError *err)

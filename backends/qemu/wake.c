@@ -192,10 +192,7 @@ static void marked(void *arg, const GError *err)
 	Start *s = arg;
 
 	s->wake->note = NULL;
-	if (err)
-		op_fail(s->op, g_error_copy(err));
-	else
-		op_next(s->op);
+	op_answered(s->op, err);
 }
 
 static void mark_run(Op *op, void *ctx)
@@ -359,10 +356,7 @@ static void copied(void *arg, const Manifest *m, const GError *err)
 	Start *s = arg;
 
 	s->wake->verify = NULL;
-	if (err)
-		op_fail(s->op, g_error_copy(err));
-	else
-		op_next(s->op);
+	op_answered(s->op, err);
 }
 
 /* Beside the disks that are in use: there is room for them, or nothing is changed. */

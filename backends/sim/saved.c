@@ -39,10 +39,7 @@ static void job_done(void *arg, const Manifest *m, const GError *err)
 	Saving *v = arg;
 
 	v->job = NULL;
-	if (err)
-		op_fail(v->op, g_error_copy(err));
-	else
-		op_next(v->op);
+	op_answered(v->op, err);
 }
 
 static void noted(void *arg, const GError *err)
@@ -50,10 +47,7 @@ static void noted(void *arg, const GError *err)
 	Saving *v = arg;
 
 	v->note = NULL;
-	if (err)
-		op_fail(v->op, g_error_copy(err));
-	else
-		op_next(v->op);
+	op_answered(v->op, err);
 }
 
 /* ---- sleep ---- */
