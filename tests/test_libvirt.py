@@ -432,6 +432,30 @@ def test_domain_xml(lv, on):
     assert dumped(lv, "web") == before and lv.domains() == ["web"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+def test_owner_has_not_libvirts_rights(on, scratch):
+    """What goes to libvirt, or its QEMU, as it was written could be any file of the host's."""
+    fs = on()
+    os.chmod(fs.mnt, 0o1777)
+    fs.sh("mkdir web && printf 'backend: libvirt\nmemory: 64MiB\n' > web/spec.yaml && "
+          "echo start > web/state", user=54322)
+    vm = fs.vm("web")
+    until(lambda: exists(vm / "domain.xml"), "libvirt's own has been looked at")
+    xml = vm.read("domain.xml")
+    disk = "<disk type='file'><source file='/etc/shadow'/><target dev='vda'/></disk></devices>"
+    (scratch / "bad.xml").write_text(xml.replace("</devices>", disk))
+    done = fs.sh(f"cat {scratch}/bad.xml > web/domain.xml", user=54322, check=False)
+    assert "not permitted" in done.stderr
+    vm.error("EPERM", "domain.xml", "54322")
+    done = fs.sh("exec 3<>web/monitor; echo info version >&3; head -c1 <&3", user=54322, check=False)
+    assert "not permitted" in done.stderr
+    vm.error("EPERM", "monitor")
+    with fails(EPERM):
+        vm.write("spec.yaml", vm.spec + "devices: {x: {pci: \"0000:99:00.0\"}}\n")
+    vm.do("kill")
+    assert vm.read("domain.xml") == xml
+
+
 def test_removing_what_vmfs_did_not_make(lv, on):
     lv.define("web", memory=64)
     vm = on().vm("web")

@@ -431,5 +431,10 @@ static bool work_monitor(LvCall *c, GError **err)
 
 void lv_ask_monitor(BackendVm *bv, Ask *a)
 {
-	ask(bv, a, work_monitor, answered);
+	GError *e = NULL;
+
+	if (!lv_has_rights(bv->vm, "monitor", &e))
+		ask_fail(a, e);
+	else
+		ask(bv, a, work_monitor, answered);
 }

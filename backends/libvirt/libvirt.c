@@ -112,13 +112,19 @@ bool lv_shares_virtiofs(const Spec *spec)
 	return false;
 }
 
-bool lv_shares_allowed(const Vm *vm, const Spec *spec, GError **err)
+bool lv_has_rights(const Vm *vm, const char *what, GError **err)
 {
-	return !spec->shares->len || vm_uid(vm) == geteuid() ||
+	return vm_uid(vm) == geteuid() ||
 	       err_set(err, EPERM,
-		       "shares: libvirt serves directories with its own rights, not with those of "
-		       "user %u, who owns the VM",
-		       vm_uid(vm));
+		       "%s: libvirt does that with its own rights, not with those of user %u, who "
+		       "owns the VM",
+		       what, vm_uid(vm));
+}
+
+bool lv_is_allowed(const Vm *vm, const Spec *spec, GError **err)
+{
+	return (!spec->shares->len || lv_has_rights(vm, "shares", err)) &&
+	       (!spec->devices->len || lv_has_rights(vm, "devices", err));
 }
 
 static bool is_of_seed(const char *key)

@@ -240,8 +240,10 @@ void lv_runs(LvVm *lv, Spec *spec, bool agent);
 
 /* Some share of it is virtiofs. */
 bool lv_shares_virtiofs(const Spec *spec);
-/* Else EPERM: libvirt asks nobody whether the VM's owner may see them. */
-bool lv_shares_allowed(const Vm *vm, const Spec *spec, GError **err);
+/* Else EPERM: libvirt asks nobody what the VM's owner may do. */
+bool lv_has_rights(const Vm *vm, const char *what, GError **err);
+/* The same for what a spec has of that kind. */
+bool lv_is_allowed(const Vm *vm, const Spec *spec, GError **err);
 
 /* The `status` lines of those that run now, in place of those that ran. */
 void lv_shares_report(LvVm *lv, const Spec *had, const Spec *spec);

@@ -144,7 +144,7 @@ void lv_apply(BackendVm *bv, Op *op)
 	LvVm *lv = lv_of(bv);
 	GError *e = NULL;
 
-	if (!lv_shares_allowed(bv->vm, change->want, &e)) {
+	if (!lv_is_allowed(bv->vm, change->want, &e)) {
 		op_fail(op, e);
 		return;
 	}

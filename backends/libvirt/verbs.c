@@ -536,7 +536,7 @@ void lv_start(BackendVm *bv, Op *op)
 				    vm_host(bv->vm)));
 		return;
 	}
-	if (!lv_shares_allowed(bv->vm, bv->vm->spec, &e)) {
+	if (!lv_is_allowed(bv->vm, bv->vm->spec, &e)) {
 		op_fail(op, e);
 		return;
 	}
@@ -604,7 +604,7 @@ static void order(BackendVm *bv, bool (*work)(LvCall *c, GError **err), const ch
 		  const Spec *spec, BackendDone fn, void *arg)
 {
 	g_autoptr(GError) e = NULL;
-	LvCall *c = spec && !lv_shares_allowed(bv->vm, spec, &e)
+	LvCall *c = spec && !lv_is_allowed(bv->vm, spec, &e)
 			    ? NULL
 			    : lv_call_new(lv_of(bv), work, order_done, &e);
 
@@ -650,8 +650,14 @@ static bool work_xml(LvCall *c, GError **err)
 
 void lv_redefine(BackendVm *bv, Op *op)
 {
-	LvCall *c = lv_op_begin(lv_of(bv), op, work_xml, simple_done);
+	GError *e = NULL;
+	LvCall *c;
 
+	if (!lv_has_rights(bv->vm, "domain.xml", &e)) {
+		op_fail(op, e);
+		return;
+	}
+	c = lv_op_begin(lv_of(bv), op, work_xml, simple_done);
 	if (!c)
 		return;
 	c->xml = g_strdup(op_arg(op));
