@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices of the host: .vmfs/devices, and devices/ of a VM."""
 import os
-from errno import EACCES, EBUSY, EEXIST, EINVAL, EIO, ENOENT, EOPNOTSUPP, EPERM
+from errno import EACCES, EBUSY, EEXIST, EINVAL, EIO, ENOENT, EOPNOTSUPP, EPERM, EXDEV
 from pathlib import Path
 
 import pytest
@@ -217,6 +217,69 @@ def test_of_another_machine(fleet, guest):
         os.symlink(fleet.mnt / ".vmfs/devices/usb/1-2", vm / "devices/x")
     vm.error("ENOENT", "/dev/bus/usb")
     vm.do("kill")
+
+
+THEIRS = """<hostdev mode='subsystem' type='usb'><source><vendor id='0x0951'/><product id='0x1666'/></source></hostdev>
+<hostdev mode='subsystem' type='pci' managed='yes'><source><address domain='0' bus='1' slot='0' function='0'/></source>
+<rom bar='off'/></hostdev>"""
+
+
+@pytest.mark.libvirt
+def test_with_libvirt(host, box, domains):
+    """Links and edits are <hostdev>, and what others have written as that is shown, and kept."""
+    host.gpu = host.pci(GPU, group=7, driver="vfio-pci")
+    host.pci(NIC)
+    host.usb("1-2")
+    domains.define("db", memory=64, devices=THEIRS)
+    fs = box.start(f"-ohost=local={domains.uri}")
+    place = fs.mnt / ".vmfs/devices"
+    db, web = fs.vm("db"), fs.vm("web1", "backend: libvirt\nmemory: 64MiB\n")
+    until(lambda: "devices" in db.spec, "it has been looked at")
+    assert os.listdir(db / "devices") == ["hostdev1"] and read(fs, f"pci/{GPU}", "attached") == "db\n"
+    os.symlink(place / "pci" / NIC, db / "devices/nic")
+    xml = domains.virsh("dumpxml", "db").stdout
+    assert xml.count("<hostdev") == 3 and "<rom bar='off'/>" in xml and "<vendor id='0x0951'/>" in xml
+    assert "<address domain='0x0000' bus='0x02' slot='0x00' function='0x0'/>" in xml
+    os.unlink(db / "devices/hostdev1")
+    xml = domains.virsh("dumpxml", "db").stdout
+    assert xml.count("<hostdev") == 2 and "<rom" not in xml and "<vendor id='0x0951'/>" in xml
+    assert os.listdir(db / "devices") == ["nic"]
+
+    with fails(EOPNOTSUPP):
+        os.symlink(place / "usb/1-2", web / "devices/stick")
+    web.error("EOPNOTSUPP", "devices.stick", "domain.xml")
+    web.do("start")
+    with fails(EOPNOTSUPP, EIO, ENOENT, EBUSY):  # libvirt looks at the true host
+        os.symlink(place / "pci" / GPU, web / "devices/gpu")
+    web.error(None, "libvirt")
+    assert os.listdir(web / "devices") == [] and web.read("pending") == ""
+    assert "<hostdev" not in domains.virsh("dumpxml", "--inactive", "web1").stdout
+    plain = web.spec
+    web.write("spec.yaml", plain + f"devices: {{gpu: {{pci: \"{GPU}\"}}}}\n")
+    assert web.read("pending") == "devices.gpu\n" and os.listdir(web / "devices") == ["gpu"]
+    assert "<alias name='ua-gpu'/>" in domains.virsh("dumpxml", "--inactive", "web1").stdout
+    web.do("kill")
+    assert web.read("pending") == "" and web.spec.startswith(plain)
+    with fails(EOPNOTSUPP, EIO, ENOENT, EBUSY):
+        web.do("start")
+    web.error(None, "libvirt")
+    assert web.state == "stopped"
+    web.write("spec.yaml", plain)
+    web.do("start")
+    assert web.read("pending") == ""
+
+
+@pytest.mark.libvirt
+def test_of_another_host(host, box):
+    """What it names is there, not here."""
+    host.pci(GPU, group=7, driver="vfio-pci")
+    fs = box.start("-ohost=local=", "-ohost=far=test:///default")
+    vm = fs.vm("web1", "backend: libvirt\nhost: far\n")
+    with fails(EXDEV):
+        os.symlink(fs.mnt / ".vmfs/devices/pci" / GPU, vm / "devices/gpu")
+    vm.error("EXDEV", "far")
+    vm.write("spec.yaml", f"backend: libvirt\nhost: far\ndevices: {{gpu: {{pci: \"{GPU}\"}}}}\n")
+    assert os.listdir(vm / "devices") == ["gpu"] and read(fs, f"pci/{GPU}", "attached") == ""
 
 
 @pytest.mark.qemu

@@ -73,8 +73,11 @@ const HostDev *hostdev_of(const SpecDevice *d)
 	return d->pci ? hostdev_find(HOSTDEV_PCI, d->pci) : hostdev_find(HOSTDEV_USB, d->usb);
 }
 
-static bool names(const Spec *spec, const HostDev *dev)
+/* What a machine of another host names is there. */
+static bool names(const Vm *vm, const Spec *spec, const HostDev *dev)
 {
+	if (strcmp(vm_host(vm), "local"))
+		return false;
 	for (guint i = 0; i < spec->devices->len; i++) {
 		const SpecDevice *d = spec->devices->pdata[i];
 
@@ -87,7 +90,7 @@ static bool names(const Spec *spec, const HostDev *dev)
 
 static bool runs_with(const Vm *vm, const HostDev *dev)
 {
-	return vm_is_live(vm) && vm->bv && names(vm->bv->spec, dev);
+	return vm_is_live(vm) && vm->bv && names(vm, vm->bv->spec, dev);
 }
 
 const Vm *hostdev_user(const HostDev *dev)
@@ -98,7 +101,7 @@ const Vm *hostdev_user(const HostDev *dev)
 		if (runs_with(all->pdata[i], dev))
 			return all->pdata[i];
 	for (guint i = 0; i < all->len; i++)
-		if (names(((const Vm *)all->pdata[i])->spec, dev))
+		if (names(all->pdata[i], ((const Vm *)all->pdata[i])->spec, dev))
 			return all->pdata[i];
 	return NULL;
 }

@@ -169,6 +169,11 @@ static char *value_of_device(Vm *vm, const char *name, const char *target, GErro
 			      target);
 		return NULL;
 	}
+	if (strcmp(vm_host(vm), "local")) {
+		(void)err_set(err, EXDEV, "device %s is on this host, and the machine on %s",
+			      pci ? pci : usb, vm_host(vm));
+		return NULL;
+	}
 	if (!hostdev_find(pci ? HOSTDEV_PCI : HOSTDEV_USB, pci ? pci : usb)) {
 		(void)err_set(err, ENOENT, "there is no device %s on this host; see .vmfs/devices",
 			      pci ? pci : usb);

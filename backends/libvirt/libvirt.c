@@ -141,7 +141,8 @@ static bool is_open(const Spec *user, const char *key)
 	const void *named = object ? spec_named(user, object) : NULL;
 
 	/* The order of devices: that in which they came, for the guest's sake. */
-	if (!strcmp(key, "disks") || !strcmp(key, "nics") || !strcmp(key, "shares"))
+	if (!strcmp(key, "disks") || !strcmp(key, "nics") || !strcmp(key, "shares") ||
+	    !strcmp(key, "devices"))
 		return true;
 	if (named && g_str_has_prefix(key, "shares.") && !strcmp(last, ".type"))
 		return ((const SpecShare *)named)->type == SHARE_AUTO;
@@ -294,11 +295,16 @@ static bool check(Backend *be, const Spec *spec, GError **err)
 			       "%s: backend 'libvirt' of this version changes neither cpus nor "
 			       "memory of a VM that runs",
 			       spec->max_cpus ? "max_cpus" : "max_memory");
-	if (spec->devices->len)
-		return err_set(
-			err, EOPNOTSUPP,
-			"devices: backend 'libvirt' of this version passes no devices of the "
-			"host; write them to domain.xml");
+	for (unsigned i = 0; i < spec->devices->len; i++) {
+		const SpecDevice *d = spec->devices->pdata[i];
+
+		if (d->usb)
+			return err_set(err, EOPNOTSUPP,
+				       "devices.%s: libvirt knows a USB device by its vendor or by "
+				       "a number that changes, not by its port: write it to "
+				       "domain.xml",
+				       d->name);
+	}
 	for (unsigned i = 0; i < spec->shares->len; i++) {
 		const SpecShare *share = spec->shares->pdata[i];
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Disks and interfaces of what runs, one at a time. What is defined for the next start is changed
- * with spec.yaml; here it is the running domain alone. A device that goes is gone when the guest
- * has let go of it.
+ * Disks, interfaces and the like of what runs, one at a time. What is defined for the next start is
+ * changed with spec.yaml; here it is the running domain alone. A device that goes is gone when the
+ * guest has let go of it.
  */
 #include <errno.h>
 #include <libvirt/virterror.h>
@@ -171,5 +171,6 @@ bool lv_can_apply(const BackendVm *bv, const Spec *want, const char *key)
 		return false;
 	if (g_str_has_prefix(key, "shares."))
 		return can_plug_share(bv->spec, wanted ? want : bv->spec, key);
-	return g_str_has_prefix(key, "disks.") || g_str_has_prefix(key, "nics.");
+	return g_str_has_prefix(key, "disks.") || g_str_has_prefix(key, "nics.") ||
+	       g_str_has_prefix(key, "devices.");
 }

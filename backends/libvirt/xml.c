@@ -120,7 +120,8 @@ char *xmltree_device_name(xmlNode *device, unsigned index)
 		return tag && specval_is_name(tag) ? g_steal_pointer(&tag)
 						   : g_strdup_printf("share%u", index);
 	}
-	return g_strdup_printf("eth%u", index);
+	return g_strdup_printf(
+		"%s%u", strcmp((const char *)device->name, "hostdev") ? "eth" : "hostdev", index);
 }
 
 char *xmltree_disk_path(xmlNode *disk)
@@ -315,6 +316,44 @@ static void say_shares(xmlNode *domain, xmlNode *devices, GString *out)
 	}
 }
 
+char *xmltree_pci_address(xmlNode *hostdev)
+{
+	static const char *const parts[] = { "domain", "bus", "slot", "function" };
+	static const unsigned max[] = { 0xffff, 0xff, 0x1f, 7 };
+	xmlNode *address = xmltree_find(hostdev, "source/address");
+	guint64 value[G_N_ELEMENTS(parts)] = { 0 };
+
+	if (!address || !xmltree_attr_is(hostdev, "mode", "subsystem") ||
+	    !xmltree_attr_is(hostdev, "type", "pci"))
+		return NULL;
+	for (unsigned i = 0; i < G_N_ELEMENTS(parts); i++) {
+		g_autofree char *text = xmltree_attr(address, parts[i]);
+
+		value[i] = text ? g_ascii_strtoull(text, NULL, 0) : 0;
+		if (value[i] > max[i])
+			return NULL;
+	}
+	return g_strdup_printf("%04x:%02x:%02x.%x", (unsigned)value[0], (unsigned)value[1],
+			       (unsigned)value[2], (unsigned)value[3]);
+}
+
+static void say_devices(xmlNode *devices, GString *out)
+{
+	g_autoptr(GHashTable) said = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+	unsigned i = 0;
+
+	for (xmlNode *n = xmltree_next(devices->children, "hostdev"); n;
+	     n = xmltree_next(n->next, "hostdev"), i++) {
+		g_autofree char *pci = xmltree_pci_address(n), *name = NULL;
+
+		if (!pci || !g_hash_table_add(said, g_strdup(pci)))
+			continue;
+		name = xmltree_device_name(n, i);
+		g_string_append_printf(out, "%s  %s: {pci: \"%s\"}\n",
+				       g_hash_table_size(said) > 1 ? "" : "devices:\n", name, pci);
+	}
+}
+
 char *lv_xml_spec(const char *xml, GError **err)
 {
 	xmlDoc *doc = xmltree_parse(xml, err);
@@ -333,6 +372,8 @@ char *lv_xml_spec(const char *xml, GError **err)
 		say_nics(domain, devices, out);
 	if (devices)
 		say_shares(domain, devices, out);
+	if (devices)
+		say_devices(devices, out);
 	xmlFreeDoc(doc);
 	return g_string_free(out, FALSE);
 }

@@ -487,6 +487,46 @@ static bool set_share(const Edit *e, GError **err)
 	return true;
 }
 
+/* As with other backends, nothing is taken away from a driver of the host: managed='yes' would. */
+static xmlNode *add_device(xmlNode *devices, const char *name)
+{
+	xmlNode *n = xmltree_add(devices, "hostdev", NULL);
+
+	xmltree_set(n, "mode", "subsystem");
+	xmltree_set(n, "type", "pci");
+	xmltree_set(n, "managed", "no");
+	(void)xmltree_add(xmltree_add(n, "source", NULL), "address", NULL);
+	set_alias(n, name);
+	return n;
+}
+
+static bool set_device(const Edit *e, GError **err)
+{
+	xmlNode *devices = xmltree_find(e->domain, "devices"), *address;
+	xmlNode *n = find_device(devices, "hostdev", e->name);
+	g_autofree char *key = g_strconcat("devices.", e->name, NULL);
+	const SpecDevice *d = spec_named(e->want, key);
+	g_auto(GStrv) part = d && d->pci ? g_strsplit_set(d->pci, ":.", 4) : NULL;
+	static const char *const names[] = { "domain", "bus", "slot", "function" };
+
+	if (!d) {
+		xmltree_drop(n);
+		return true;
+	}
+	if (!part)
+		return err_set(err, EOPNOTSUPP, "%s: backend 'libvirt' passes PCI devices only",
+			       key);
+	if (!n)
+		n = add_device(devices, e->name);
+	address = xmltree_find(n, "source/address");
+	for (unsigned i = 0; address && i < G_N_ELEMENTS(names); i++) {
+		g_autofree char *value = g_strconcat("0x", part[i], NULL);
+
+		xmltree_set(address, names[i], value);
+	}
+	return true;
+}
+
 static bool set_display(const Edit *e, GError **err)
 {
 	static const char *const models[] = { [DISPLAY_AUTO] = "vga",
@@ -520,6 +560,7 @@ static const struct {
 	{ "nics", true, set_nic },
 	{ "shares", true, set_share },
 	{ "shared_memory", false, set_shared_memory },
+	{ "devices", true, set_device },
 	{ "display", false, set_display },
 	{ "cloud_init", false, set_seed },
 	{ "backend", false, NULL },
@@ -592,9 +633,10 @@ static xmlNode *device_of(xmlDoc *doc, const char *key)
 	xmlNode *devices = doc ? xmltree_find(xmlDocGetRootElement(doc), "devices") : NULL;
 	const char *dot = strchr(key, '.');
 
-	const char *kind = g_str_has_prefix(key, "disks.")    ? "disk"
-			   : g_str_has_prefix(key, "shares.") ? "filesystem"
-							      : "interface";
+	const char *kind = g_str_has_prefix(key, "disks.")     ? "disk"
+			   : g_str_has_prefix(key, "shares.")  ? "filesystem"
+			   : g_str_has_prefix(key, "devices.") ? "hostdev"
+							       : "interface";
 
 	return devices && dot ? find_device(devices, kind, dot + 1) : NULL;
 }
@@ -700,6 +742,11 @@ static bool add_all(Edit *e, GError **err)
 	for (unsigned i = 0; i < s->shares->len; i++) {
 		e->name = ((const SpecShare *)s->shares->pdata[i])->name;
 		if (!set_share(e, err))
+			return false;
+	}
+	for (unsigned i = 0; i < s->devices->len; i++) {
+		e->name = ((const SpecDevice *)s->devices->pdata[i])->name;
+		if (!set_device(e, err))
 			return false;
 	}
 	if (!set_shared_memory(e, err) || !set_seed(e, err))

@@ -36,13 +36,15 @@ char *xmltree_dump(xmlNode *n);
 
 /* What the <metadata> has by that name, of ours; or NULL. */
 xmlNode *xmltree_meta(xmlNode *domain, const char *name, const char *uri);
-/* What a disk, or the index'th interface or filesystem, is called in a spec. */
+/* What a disk, or the index'th interface, filesystem or hostdev, is called in a spec. */
 char *xmltree_device_name(xmlNode *device, unsigned index);
 /* NULL: it is not one that a spec can describe. */
 char *xmltree_disk_path(xmlNode *disk);
 /* The host's directory; NULL likewise. */
 char *xmltree_share_path(xmlNode *filesystem);
 bool xmltree_is_virtiofs(const xmlNode *filesystem);
+/* Of a device of the host, as a spec says it; NULL likewise. */
+char *xmltree_pci_address(xmlNode *hostdev);
 /* QEMU itself is its network, and can be told to forward ports. */
 bool xmltree_can_forward(xmlNode *interface);
 /* What it is connected to, as a spec says it; NULL likewise. */
