@@ -315,6 +315,40 @@ def test_editors_files(far):
     assert "address" not in text(net / "spec.yaml") and text(net / "error") == ""
 
 
+NODE = """<node><network><name>lan</name><uuid>00000000-0000-4000-8000-000000000001</uuid>
+<domain name='lan.example'/></network>{more}</node>"""
+GONE = "<network><name>gone</name><uuid>00000000-0000-4000-8000-000000000002</uuid></network>"
+
+
+def test_host_that_is_away_when_the_daemon_comes_again(box, scratch):
+    """Its networks are there as they were known, with open files and editors' files of theirs."""
+    node, away = scratch / "node.xml", scratch / "away.xml"
+    node.write_text(NODE.format(more=GONE))
+    fs = box.start("-ohost=local=", f"-ohost=far=test://{node}")
+    nets = fs.mnt / ".vmfs/networks"
+    net = nets / "lan@far"
+    doc, inode = text(net / "spec.yaml"), net.stat().st_ino
+    assert "lan.example" in doc and state(net) == "active"
+    put(net / "new", doc, os.O_CREAT)
+    opened = os.open(net / "state", os.O_RDONLY)
+    node.rename(away)
+    fs.crash()
+    assert os.pread(opened, 100, 0) == b"unknown\n"
+    os.close(opened)
+    assert sorted(os.listdir(nets)) == ["gone@far", "lan@far"] and net.stat().st_ino == inode
+    assert state(net) == "unknown" and text(net / "spec.yaml") == doc
+    for attempt in (lambda: put(net / "state", "start\n"), lambda: get(net / "leases"),
+                    lambda: os.rename(net / "new", net / "spec.yaml"), (nets / "gone@far").rmdir):
+        with fails(EHOSTDOWN):
+            attempt()
+    assert "EHOSTDOWN" in text(net / "error") and exists(net / "new")
+    away.write_text(NODE.format(more=""))
+    away.rename(node)
+    until(lambda: state(net) == "active", "its host is there again")
+    until(lambda: os.listdir(nets) == ["lan@far"], "what is no more is gone")
+    assert net.stat().st_ino == inode and exists(net / "new")
+
+
 @pytest.mark.qemu
 def test_guest_gets_its_address(fs, nets, lv, guest):
     net = nets / "lan"

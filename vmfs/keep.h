@@ -32,6 +32,7 @@ typedef enum KeepKind {
 	KEEP_EVENTS = 13,      /* by serial: the events that readers may still get; 0: of all */
 	KEEP_CONSOLE = 14,     /* by serial: where console.log is in the console's stream */
 	KEEP_OP = 15,	       /* by number: an operation */
+	KEEP_NETWORK = 16,     /* by number: what is known of a host's network */
 	KEEP_KINDS,
 } KeepKind;
 

@@ -34,6 +34,7 @@
 #include "vmfs/lifetime.h"
 #include "vmfs/log.h"
 #include "vmfs/loop.h"
+#include "vmfs/networks.h"
 #include "vmfs/node.h"
 #include "vmfs/notify.h"
 #include "vmfs/options.h"
@@ -185,6 +186,7 @@ static bool prepare(GError **err)
 	/* What is stored was good where it was written: only new documents are held to this. */
 	spec_set_limits(0, host_memory());
 	vm_restore_all();
+	networks_restore();
 	if (!fs_open_session(&fs, err))
 		return false;
 	notify_start(o->mountpoint);

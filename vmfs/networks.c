@@ -8,6 +8,7 @@
 #include "vmfs/event.h"
 #include "vmfs/fs.h"
 #include "vmfs/hosts.h"
+#include "vmfs/keep.h"
 #include "vmfs/log.h"
 #include "vmfs/notify.h"
 #include "vmfs/publish.h"
@@ -121,17 +122,18 @@ static uint32_t number_for(const Network *n)
 	return number;
 }
 
-static Network *add(Host *host, const NetworkInfo *info)
+/* With number 0, it is given one. */
+static Network *add(Host *host, const char *key, const char *name, uint32_t number)
 {
 	Network *n = g_new0(Network, 1);
 
 	if (!networks)
 		networks = g_ptr_array_new();
 	n->host = host;
-	n->key = g_strdup(info->key);
-	n->name = g_strdup(info->spec->name);
+	n->key = g_strdup(key);
+	n->name = g_strdup(name);
 	n->label = network_label(host->name, n->name);
-	n->number = number_for(n);
+	n->number = number ? number : number_for(n);
 	g_ptr_array_add(networks, n);
 	g_ptr_array_sort(networks, compare);
 	return n;
@@ -171,6 +173,7 @@ static bool appear(void *arg)
 
 static void drop(Network *n)
 {
+	keep_unset(KEEP_NETWORK, n->number);
 	g_ptr_array_remove(networks, n);
 	network_free(n);
 }
@@ -208,6 +211,15 @@ static void begin_to_appear(Network *n)
 	publish(PUBLISH_MKDIR, &dir, label, NULL, appear, GUINT_TO_POINTER(n->number));
 }
 
+/* Its host may be away when a successor comes. */
+static void keep(const Network *n)
+{
+	g_autofree char *value = g_strjoin("\n", n->host->name, n->key, n->name,
+					   n->active ? "1" : "0", n->text, NULL);
+
+	keep_set(KEEP_NETWORK, n->number, value, strlen(value));
+}
+
 static void take(Network *n, const NetworkInfo *info)
 {
 	g_autofree char *text = netspec_text(info->spec);
@@ -217,8 +229,10 @@ static void take(Network *n, const NetworkInfo *info)
 	n->active = info->active;
 	g_free(n->text);
 	n->text = g_steal_pointer(&text);
-	if (changes)
+	if (changes) {
+		keep(n);
 		changed(n, changes);
+	}
 }
 
 void network_info_free(void *arg)
@@ -262,12 +276,35 @@ void networks_update(Host *host, const GPtrArray *infos)
 		if (!specval_is_network(info->spec->name))
 			continue;
 		if (is_new)
-			n = add(host, info);
+			n = add(host, info->key, info->spec->name, 0);
 		n->gone = false;
 		take(n, info);
 		if (is_new)
 			begin_to_appear(n);
 	}
+}
+
+static void restore(uint64_t number, GBytes *value)
+{
+	gsize len;
+	const char *data = g_bytes_get_data(value, &len);
+	g_autofree char *text = g_strndup(data ? data : "", len);
+	g_auto(GStrv) part = g_strsplit(text, "\n", 5);
+	Host *host = g_strv_length(part) == 5 ? host_find(part[0]) : NULL;
+	Network *n;
+
+	if (!host || !host->be) {
+		keep_unset(KEEP_NETWORK, number);
+		return;
+	}
+	n = add(host, part[1], part[2], (uint32_t)number);
+	n->active = !strcmp(part[3], "1");
+	n->text = g_strdup(part[4]);
+}
+
+void networks_restore(void)
+{
+	keep_each(KEEP_NETWORK, restore);
 }
 
 void networks_close(Host *host)

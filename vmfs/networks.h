@@ -37,6 +37,8 @@ typedef struct NetworkInfo {
 } NetworkInfo;
 void network_info_free(void *info);
 
+/* Those that a former daemon knew, until their hosts tell. At start. */
+void networks_restore(void);
 /* All that a host has (of NetworkInfo; borrowed). */
 void networks_update(Host *host, const GPtrArray *infos);
 /* vmfs lets go of the host. */
