@@ -143,7 +143,7 @@ def test_mistakes(fleet):
 def test_what_qemu_cannot_be_given(fleet, host, guest):
     """Each is refused with the reason, cold and hot, and nothing has changed."""
     from lib.backends import Qemu
-    qemu = Qemu(fleet, guest, None)
+    qemu = Qemu(fleet, guest)
     plain = qemu.spec()
     vm = qemu.vm(spec=plain)
     place = fleet.mnt / ".vmfs/devices"
@@ -179,7 +179,7 @@ def test_what_qemu_cannot_be_given(fleet, host, guest):
 def test_what_qemu_says(fleet, host, guest):
     """A device that it opens, and which is none: its own words come through, and nothing is left."""
     from lib.backends import Qemu
-    qemu = Qemu(fleet, guest, None)
+    qemu = Qemu(fleet, guest)
     node = Path(host.root, "dev/vfio/7")
     node.parent.mkdir(parents=True, exist_ok=True)
     node.write_text("")
@@ -198,7 +198,7 @@ def test_what_qemu_says(fleet, host, guest):
 def test_of_another_machine(fleet, guest):
     """What one runs with is not another's, cold or hot, until it is taken away there."""
     from lib.backends import Qemu
-    qemu = Qemu(fleet, guest, None)
+    qemu = Qemu(fleet, guest)
     fleet.vm("db", "backend: sim\ndevices: {stick: {usb: 1-2}}\n").do("start")
     plain = qemu.spec()
     vm = qemu.vm(spec=plain + "devices: {x: {usb: 1-2}}\n")
@@ -286,7 +286,7 @@ def test_of_another_host(host, box):
 def test_what_cannot_be_saved(fleet, host, guest):
     """A machine with a device of the host neither sleeps nor is taken a snapshot of."""
     from lib.backends import Qemu
-    qemu = Qemu(fleet, guest, None)
+    qemu = Qemu(fleet, guest)
     node = Path(host.root, "dev/bus/usb/001/005")
     node.parent.mkdir(parents=True, exist_ok=True)
     node.write_text("")

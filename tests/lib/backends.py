@@ -88,7 +88,7 @@ class Qemu:
     snapshot_files, booked = Sim.snapshot_files, Sim.booked
     CMDLINE = "console=ttyS0 quiet init_on_free=1"  # memory that is zeros is not saved
 
-    def __init__(self, fs, guest, golden):
+    def __init__(self, fs, guest, golden=None):
         self.fs, self.guest, self.golden = fs, guest, golden
 
     def spec(self, cmdline="", cpus=1, extra="", accel="tcg", nic="{network: user}"):
@@ -120,11 +120,12 @@ class Qemu:
 
     def up(self, vm):
         """The like of it has booted once, and it goes on from there."""
-        if self.golden.has(vm):
+        if self.golden and self.golden.has(vm):
             self.golden.restore(vm)
             return
         self._boot(vm)
-        self.golden.keep(vm)
+        if self.golden:
+            self.golden.keep(vm)
 
     def _boot(self, vm):
         if vm.state == "stopped":
@@ -197,7 +198,7 @@ class Libvirt(Qemu):
 
     def up(self, vm):
         vm.do("start")
-        if self.golden.has(vm):
+        if self.golden and self.golden.has(vm):
             vm.do("kill")  # it has its domain now
             self.golden.restore(vm)
         else:
