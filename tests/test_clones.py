@@ -7,11 +7,12 @@ import shutil
 import signal
 import subprocess
 import time
-from errno import (EACCES, EBADMSG, EBUSY, EINVAL, EIO, ELOOP, ENOENT, EOPNOTSUPP)
+from errno import (EACCES, EBADMSG, EBUSY, EINVAL, EIO, ELOOP, ENOENT, ENOSPC, EOPNOTSUPP)
 from pathlib import Path
 
 import pytest
 
+from lib.backends import Qemu
 from lib.util import exists, fails, until
 from test_snapshots import data, get_word, put_word, take
 
@@ -653,6 +654,37 @@ def test_another_qemu(qemu, fs):
         c1.do("start")
     c1.error("EOPNOTSUPP", "pc-q35-99.0")
     assert c1.state == "stopped" and not list(fs.state.glob("vms/*/template.*"))
+
+
+@pytest.fixture
+def cramped(scratch):
+    """A file system that can be filled."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "none", scratch],
+                      check=False).returncode:
+        pytest.skip("may not mount a file system")
+    yield scratch
+    subprocess.run(["umount", scratch], check=True)
+
+
+@pytest.mark.qemu
+def test_no_room_for_shared_memory(cramped, box, guest):
+    """QEMU gets SIGBUS when it writes to a mapped file there."""
+    box.state = cramped / "s"
+    fs = box.start()
+    qemu = Qemu(fs, guest, None)
+    base = qemu.vm(spec=qemu.spec("earlyprintk=ttyS0"))
+    base.do("start")
+    base.follow("console").expect(".")  # the kernel is in its memory
+    take(base, "golden")
+    c1, fill = clone(fs), cramped / "fill"
+    left = os.statvfs(cramped)
+    fill.write_bytes(bytes(left.f_bavail * left.f_bsize - (1 << 20)))
+    with fails(ENOSPC):
+        c1.do("start")
+    fill.unlink()
+    c1.error("ENOSPC", "from", "no room", "template")
+    assert c1.state == "stopped" and not list(fs.state.glob("vms/*/template.*"))
+    c1.do("start")
 
 
 @pytest.mark.sample(3)

@@ -5,9 +5,11 @@
  * VM is asleep again. Loop thread only.
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "backends/qemu/wake.h"
@@ -144,10 +146,20 @@ void wake_loaded(void *arg, const GError *err)
 }
 
 /* QEMU says what it has, not what it was asked for. */
-static GError *explain(const QemuWake *w, GError *take)
+static GError *explain(const Start *s, GError *take)
 {
+	const QemuWake *w = s->wake;
+	const int status = s->q->exited ? s->q->exit_status : 0;
 	GError *e;
 
+	/* What a mapped file gives to whoever writes to it on a full disk. */
+	if (w->ram && status > 0 && WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS) {
+		g_error_free(take);
+		return err_new(ENOSPC,
+			       "from: there is no room for the memory that the clones of a "
+			       "snapshot share, %s",
+			       w->ram);
+	}
 	if (!w->machine || !strstr(take->message, "supported machines"))
 		return take;
 	e = err_new(EOPNOTSUPP,
@@ -162,7 +174,7 @@ void qemu_wake_fail(Start *s, GError *take)
 {
 	QemuWake *w = s->wake;
 
-	take = explain(w, take);
+	take = explain(s, take);
 	if (!w->waiting || w->bad) {
 		op_fail(s->op, w->bad ? g_steal_pointer(&w->bad) : g_error_copy(take));
 		g_error_free(take);
