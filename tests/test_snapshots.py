@@ -118,8 +118,10 @@ def test_rmdir(up, backend, fs):
     before = fs.stored()
     take(up, "s1")
     assert backend.booked or fs.stored() > before
+    with fails(ENOENT):
+        up.do("restore s2")
     (up / "snapshots/s1").rmdir()
-    assert names(up) == []
+    assert names(up) == [] and up.read("error") == ""
     assert not exists(up / "snapshots/s1")
     until(lambda: {p for p in fs.stored() if "snap." in str(p)} == set(), "nothing is left of it")
     with fails(ENOENT):

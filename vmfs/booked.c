@@ -108,6 +108,7 @@ static void dropped(void *arg, const GError *e)
 	} else if (s) {
 		snapshot_remove(s);
 		snapshot_store_all(a->vm);
+		vm_set_error(a->vm, NULL, NULL);
 	}
 	answer(a, err);
 	asking_free(a);

@@ -341,14 +341,17 @@ static void drop_templates(const Snapshot *s)
 static void drop_done(void *arg, const Manifest *m, const GError *err)
 {
 	Snapshot *s = arg;
+	Vm *vm = s->vm;
 	SnapshotDone done = s->dropped;
 	void *done_arg = s->dropped_arg;
 
 	s->job = NULL;
 	drop_templates(s);
 	snapshot_remove(s);
-	if (done)
+	if (done) {
+		vm_set_error(vm, NULL, NULL);
 		done(done_arg, 0);
+	}
 }
 
 void snapshot_begin_drop(Snapshot *s)
@@ -406,8 +409,8 @@ int snapshot_drop(Snapshot *s, SnapshotDone done, void *arg)
 		return snapshot_fail(
 			s->vm, "rmdir",
 			err_new(EBUSY,
-				"VM '%s' is made from snapshot '%s', and its disks are "
-				"based on it; remove that VM first",
+				"VM '%s' is made from snapshot '%s' and needs it; remove that VM "
+				"first",
 				clone_user(s->vm, s->number)->name, s->name));
 	if (s->booked)
 		return booked_drop(s, done, arg);
