@@ -40,7 +40,7 @@ def test_status(up, backend):
     assert status["host"] == "local"
     assert "since" in status and "operation" not in status
     if up.read("pid"):
-        assert status["pid"] == up.read("pid").strip()
+        assert up.status["pid"] == up.read("pid").strip()
 
 
 def test_pid(up):

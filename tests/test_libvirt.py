@@ -3,6 +3,7 @@
 import os
 import re
 import select
+import signal
 import subprocess
 import time
 import uuid
@@ -102,6 +103,19 @@ def test_what_virsh_does_shows_at_once(lv, on):
         assert vm.state == state
     assert vm.status["reason"] == "killed"
     seen.expect("MODIFY")
+
+
+def test_pid(lv, on):
+    lv.define("web", memory=64)
+    vm = on().vm("web")
+    vm.do("start")
+    assert vm.pid == lv.vmm("web")  # at once
+    vm.do("sleep")
+    assert vm.read("pid") == ""
+    lv.virsh("start", "web")
+    until(lambda: vm.read("pid") == f"{lv.vmm('web')}\n", "that of another QEMU")
+    os.kill(vm.pid, signal.SIGKILL)
+    until(lambda: vm.read("pid") == "" and vm.state == "crashed", "its end is known")
 
 
 def test_watchers_of_the_root_are_told(lv, on):

@@ -392,7 +392,7 @@ static const Node vm_rows[] = {
 	{ 18, "ip", REG(0444), .exact = true, .show = show_ip, .events = EV_IP,
 	  .doc = "the guest's addresses, one a line, best first; empty while unknown" },
 	{ 19, "pid", REG(0444), .exact = true, .show = show_pid, .events = EV_PID,
-	  .doc = "process id of the VMM; empty when none runs" },
+	  .doc = "process id of the VMM; empty when none runs here" },
 	{ 20, "id", REG(0444), .exact = true, .show = show_id,
 	  .doc = "a small number, unique on this host; MAC addresses derive from it" },
 	{ 21, "cmdline", REG(0440), .show = show_cmdline, .present = have_cmdline, .events = EV_SPEC,

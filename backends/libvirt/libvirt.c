@@ -43,6 +43,8 @@ void lv_show(LvVm *lv, LvState s)
 		backend_gone(&lv->base, s.state, s.reason, -1);
 	else
 		backend_state(&lv->base, s.state, s.reason);
+	if (s.pid)
+		backend_pid(&lv->base, s.pid);
 	if (s.state != VM_UNKNOWN)
 		backend_found(&lv->base);
 	if (s.state == VM_RUNNING)

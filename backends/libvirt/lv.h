@@ -125,6 +125,7 @@ typedef struct LvState {
 	VmState state;
 	const char *reason; /* a word; static */
 	bool arrived;	    /* it ran on another host up to now */
+	pid_t pid;	    /* of what runs; 0: not known, or not here */
 } LvState;
 
 /* It is on its way between two hosts: on which it runs is not said yet. */
@@ -146,6 +147,11 @@ static inline void *lv_tag(uint32_t number, uint32_t attempt)
 {
 	return (void *)((uintptr_t)number << 32 | attempt);
 }
+
+/* pid.c */
+
+/* Of the process that a domain is; 0: it is not known, or not one of this machine. */
+pid_t lv_pid(virDomainPtr dom);
 
 /* conn.c */
 

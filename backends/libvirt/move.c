@@ -45,6 +45,7 @@ static void go(LvVm *lv, LvHost *to)
 	lv_ports_forget(lv);
 	g_hash_table_remove(lv->host->domains, vm->home.key);
 	lv->host = to;
+	backend_pid(&lv->base, 0);
 	g_free(vm->home.host);
 	vm->home.host = g_strdup(to->host->name);
 	g_hash_table_insert(to->domains, vm->home.key, lv);

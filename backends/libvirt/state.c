@@ -111,6 +111,8 @@ bool lv_state_now(virDomainPtr dom, LvState *ret)
 		return false;
 	*ret = lv_state_with_sleep(lv_state_of(state, reason),
 				   virDomainHasManagedSaveImage(dom, 0) > 0);
+	if (ret->state == VM_RUNNING || ret->state == VM_PAUSED)
+		ret->pid = lv_pid(dom);
 	return true;
 }
 
