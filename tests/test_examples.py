@@ -56,12 +56,12 @@ def test_ansible_inventory(fs):
     fs.vm("web-1", SPEC % 1)
     up = fs.vm("web-2", SPEC % 2)
     up.do("start")
-    up.wait("ip")
     out = subprocess.check_output([EXAMPLES / "ansible-inventory", "--list"],
                                   env={**os.environ, "VMFS": str(fs.mnt)})
     found = json.loads(out)
     assert found["running"]["hosts"] == ["web-2"] and found["stopped"]["hosts"] == ["web-1"]
-    assert found["_meta"]["hostvars"]["web-2"]["ansible_host"] == "192.0.2.2"
+    args = found["_meta"]["hostvars"]["web-2"]["ansible_ssh_common_args"]
+    assert args == f"-F {fs.mnt}/web-2/ssh_config"
 
 
 def test_textfile_collector(fs, tmp_path):
