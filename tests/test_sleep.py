@@ -208,6 +208,18 @@ def test_kill9_of_the_daemon_in_the_middle(up, backend, fs, verb, after_ms):
     assert backend.recall(up) == "blue"
 
 
+def test_daemon_is_replaced_in_the_middle_of_sleep(up, backend, fs):
+    """Its successor goes on; what it clears away of the sleep before is not the new one's."""
+    for after_ms in (20, 50):
+        writer = fs.spawn("bash", "-c", f"echo sleep > {up / 'state'}")
+        time.sleep(after_ms / 1000)  # nothing to wait for: any moment will do
+        fs.crash()
+        assert writer.finish(60) == 0, writer.text + up.read("error")
+        assert up.state == "asleep" and up.read("error") == ""
+        up.do("wake")
+    assert backend.recall(up) == "blue"
+
+
 @pytest.mark.sample(3)
 @pytest.mark.qemu
 @pytest.mark.parametrize("after_ms", [0, 10, 40, 80])

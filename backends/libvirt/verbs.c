@@ -357,10 +357,10 @@ bool lv_work_define(LvCall *c, GError **err)
 }
 
 /* What a daemon that has died since had begun, libvirt has done. */
-static bool is_done(const LvCall *c, bool active)
+static bool is_started(const LvCall *c)
 {
 	return c->again && virGetLastErrorCode() == VIR_ERR_OPERATION_INVALID &&
-	       virDomainIsActive(c->dom) == active;
+	       virDomainIsActive(c->dom) > 0;
 }
 
 /* libvirt keeps a guest's UEFI variables by the domain's name: of an earlier one there may be some
@@ -378,10 +378,9 @@ static bool boot(LvCall *c, GError **err)
 	LvState now;
 
 	if (!c->console && !c->ports)
-		return virDomainCreateWithFlags(c->dom, flags) >= 0 || is_done(c, true) ||
+		return virDomainCreateWithFlags(c->dom, flags) >= 0 || is_started(c) ||
 		       said(-1, err);
-	if (virDomainCreateWithFlags(c->dom, flags | VIR_DOMAIN_START_PAUSED) < 0 &&
-	    !is_done(c, true))
+	if (virDomainCreateWithFlags(c->dom, flags | VIR_DOMAIN_START_PAUSED) < 0 && !is_started(c))
 		return said(-1, err);
 	if (c->console)
 		c->stream = lv_console_connect(c->virt, c->dom, NULL);
@@ -552,8 +551,15 @@ void lv_wake(BackendVm *bv, Op *op)
 
 static bool work_sleep(LvCall *c, GError **err)
 {
-	return virDomainManagedSave(c->dom, 0) >= 0 ||
-	       (is_done(c, false) && virDomainHasManagedSaveImage(c->dom, 0) > 0) || said(-1, err);
+	if (said(virDomainManagedSave(c->dom, 0), err))
+		return true;
+	/* libvirt was still at it for a daemon that has died since, and says one thing or another.
+	 */
+	if (!c->again || virDomainIsActive(c->dom) != 0 ||
+	    virDomainHasManagedSaveImage(c->dom, 0) <= 0)
+		return false;
+	g_clear_error(err);
+	return true;
 }
 
 void lv_sleep(BackendVm *bv, Op *op)

@@ -98,18 +98,6 @@ static void stream_aborted(void *arg, const GError *err)
 		qmp_execute(q->qmp, "cont", NULL, released, q);
 }
 
-static void nothing(void *arg, const Manifest *m, const GError *err)
-{
-}
-
-/* What a sleep that came to nothing has left. */
-static void drop_sleep(QemuVm *q)
-{
-	g_autofree char *dir = qemu_sleep_dir(q);
-
-	(void)savedir_drop(dir, nothing, NULL);
-}
-
 static void jobs_answered(void *arg, const json_t *result, const GError *err)
 {
 	QemuVm *q = arg;
@@ -145,7 +133,8 @@ static void abort_snapshot(QemuVm *q)
 static void unhold(QemuVm *q)
 {
 	q->held = true;
-	drop_sleep(q);
+	/* What a sleep that came to nothing has left. */
+	qemu_sleep_drop(q, NULL);
 	abort_snapshot(q);
 	qemu_stream_abort(q, stream_aborted, q);
 }
@@ -300,7 +289,8 @@ static void gone(QemuVm *q)
 		qemu_gone(q, VM_ASLEEP, "slept", -1);
 		return;
 	}
-	drop_sleep(q);
+	/* What a sleep that came to nothing has left. */
+	qemu_sleep_drop(q, NULL);
 	switch (was_held(q) ? VM_RUNNING : vm_state(qemu_vm(q))) {
 	case VM_STARTING:
 		qemu_gone(q, VM_STOPPED, "start-interrupted", -1);

@@ -192,21 +192,16 @@ static void qemu_stop(BackendVm *bv, Op *op)
 	}
 }
 
-static void memory_dropped(void *arg, const Manifest *m, const GError *err)
+static void memory_dropped(QemuVm *q)
 {
-	QemuVm *q = arg;
-
-	q->dropping = NULL;
 	qemu_gone(q, VM_STOPPED, "killed", -1);
 }
 
 /* It is asleep: what it slept in goes. */
 static void kill_memory(QemuVm *q)
 {
-	g_autofree char *dir = qemu_sleep_dir(q);
-
 	(void)vm_set_saved(qemu_vm(q), SAVED_NONE, NULL, NULL);
-	q->dropping = savedir_drop(dir, memory_dropped, q);
+	qemu_sleep_drop(q, memory_dropped);
 }
 
 static void qemu_kill(BackendVm *bv, Op *op)

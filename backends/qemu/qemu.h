@@ -140,15 +140,16 @@ struct QemuVm {
 	 * that. */
 	void (*died)(QemuVm *q);
 
-	void *start;		  /* of start.c, while it starts */
-	bool clock_is_late;	  /* it slept, and has not been told the time */
-	struct SaveJob *dropping; /* what it slept in, by a kill */
-	void *taking;		  /* of snapshot.c, while a snapshot is taken */
-	void *sleep;		  /* of sleep.c, while it goes to sleep */
-	Prepare *disks;		  /* being prepared; NULL: none are */
-	GHashTable *slots;	  /* where the devices of what runs are; NULL: as at a start */
-	unsigned bridges;	  /* that it was started with */
-	GPtrArray *shares;	  /* of share.c: what virtiofsd serves; or NULL */
+	void *start;		    /* of start.c, while it starts */
+	bool clock_is_late;	    /* it slept, and has not been told the time */
+	struct SaveJob *dropping;   /* what it slept in */
+	void (*dropped)(QemuVm *q); /* whoever waits for that; or NULL */
+	void *taking;		    /* of snapshot.c, while a snapshot is taken */
+	void *sleep;		    /* of sleep.c, while it goes to sleep */
+	Prepare *disks;		    /* being prepared; NULL: none are */
+	GHashTable *slots;	    /* where the devices of what runs are; NULL: as at a start */
+	unsigned bridges;	    /* that it was started with */
+	GPtrArray *shares;	    /* of share.c: what virtiofsd serves; or NULL */
 	struct QemuShares *starting_shares;
 	bool shares_memory;    /* qemu_shares_memory() of what runs */
 	struct Plug *plug;     /* of hotplug.c, while something is changed */

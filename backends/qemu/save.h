@@ -63,3 +63,6 @@ void qemu_sleep(BackendVm *bv, Op *op);
 void qemu_sleep_abandon(QemuVm *q);
 /* The directory of what it sleeps in; owned by the caller. */
 char *qemu_sleep_dir(QemuVm *q);
+/* It goes, and then fn (or NULL) is called; not twice at a time, for the next sleep makes it again.
+ */
+void qemu_sleep_drop(QemuVm *q, void (*fn)(QemuVm *q));

@@ -30,8 +30,29 @@ char *qemu_sleep_dir(QemuVm *q)
 	return g_build_filename(vm_data_dir(qemu_vm(q)), "sleep", NULL);
 }
 
+static void dir_dropped(void *arg, const Manifest *m, const GError *err)
+{
+	QemuVm *q = arg;
+	void (*fn)(QemuVm *) = g_steal_pointer(&q->dropped);
+
+	q->dropping = NULL;
+	if (fn)
+		fn(q);
+}
+
+void qemu_sleep_drop(QemuVm *q, void (*fn)(QemuVm *q))
+{
+	g_autofree char *dir = qemu_sleep_dir(q);
+
+	q->dropped = fn;
+	if (!q->dropping)
+		q->dropping = savedir_drop(dir, dir_dropped, q);
+}
+
 static void drop(Sleep *s)
 {
+	if (s->q)
+		s->q->dropped = NULL;
 	qmp_cancel(&s->slot);
 	qemu_stream_forget(&s->stream);
 	savedir_cancel(&s->job);
@@ -87,12 +108,10 @@ static void facts_answered(void *arg, const json_t *result, const GError *err)
 		op_fail(s->op, e);
 }
 
-static void old_dropped(void *arg, const Manifest *m, const GError *err)
+static void old_dropped(QemuVm *q)
 {
-	Sleep *s = arg;
-	QemuVm *q = s->q;
+	Sleep *s = q->sleep;
 
-	s->job = NULL;
 	if (!q->qmp) {
 		op_fail(s->op, err_new(EHOSTDOWN, "QEMU does not answer; 'kill' ends it"));
 		return;
@@ -106,14 +125,14 @@ static void prepare_run(Op *op, void *ctx)
 	Sleep *s = ctx;
 
 	s->q->died = died;
-	s->job = savedir_drop(s->dir, old_dropped, s);
+	qemu_sleep_drop(s->q, old_dropped);
 }
 
-static void dropped(void *arg, const Manifest *m, const GError *err)
+static void new_dropped(QemuVm *q)
 {
-	Op *op = arg;
+	Sleep *s = q->sleep;
 
-	op_next(op);
+	op_next(s->op);
 }
 
 static void prepare_undo(Op *op, void *ctx)
@@ -124,7 +143,7 @@ static void prepare_undo(Op *op, void *ctx)
 		s->q->died = NULL;
 	if (s->q->exited)
 		qemu_report_end(s->q);
-	(void)savedir_drop(s->dir, dropped, op);
+	qemu_sleep_drop(s->q, new_dropped);
 }
 
 /* ---- memory, and its checksum meanwhile ---- */

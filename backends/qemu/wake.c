@@ -243,10 +243,6 @@ QemuEnd qemu_wake_end(const Start *s)
 	return (QemuEnd){ VM_CRASHED, "wake-failed" };
 }
 
-static void dropped(void *arg, const Manifest *m, const GError *err)
-{
-}
-
 void qemu_wake_running(Start *s)
 {
 	QemuVm *q = s->q;
@@ -256,7 +252,7 @@ void qemu_wake_running(Start *s)
 	if (s->wake->clone && !qemu_clone_running(s))
 		return;
 	if (!s->wake->clone && !s->wake->restore)
-		(void)savedir_drop(s->wake->dir, dropped, NULL);
+		qemu_sleep_drop(q, NULL);
 	backend_fact(&q->base, "clock", late);
 	q->clock_is_late = true;
 	qemu_set_clock(q);
