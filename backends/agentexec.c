@@ -3,7 +3,8 @@
 
 #include "vmfs/exec.h"
 
-#define MAX_STATUS 255
+#define MAX_STATUS    255
+#define MAX_COMPLAINT 3072 /* bytes */
 
 static bool is_number(const json_t *value, json_int_t min, json_int_t max)
 {
@@ -36,12 +37,15 @@ char *agentexec_end(const json_t *result)
 char *agentexec_complaint(const json_t *result)
 {
 	const char *text = json_string_value(json_object_get(result, "err-data"));
+	g_autofree char *part = NULL;
 	g_autofree guchar *data = NULL;
 	gsize len = 0;
 
 	if (!text)
 		return NULL;
-	data = g_base64_decode(text, &len);
+	/* The first words of a book will do. */
+	part = g_strndup(text, MAX_COMPLAINT / 3 * 4);
+	data = g_base64_decode(part, &len);
 	g_autofree char *words = g_utf8_make_valid((char *)data, (gssize)len);
 	g_strstrip(words);
 	return *words ? g_steal_pointer(&words) : NULL;

@@ -1,6 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "backends/guestnet.h"
 
+#include "vmfs/netaddr.h"
+
+static const char *mac_of(const json_t *nic)
+{
+	return json_string_value(json_object_get(nic, "hardware-address"));
+}
+
 const json_t *guestnet_find(const json_t *interfaces, const char *mac)
 {
 	json_t *nic;
@@ -8,12 +15,36 @@ const json_t *guestnet_find(const json_t *interfaces, const char *mac)
 
 	json_array_foreach(interfaces, i, nic)
 	{
-		const char *its = json_string_value(json_object_get(nic, "hardware-address"));
+		const char *its = mac_of(nic);
 
 		if (its && !g_ascii_strcasecmp(its, mac))
 			return nic;
 	}
 	return NULL;
+}
+
+GPtrArray *guestnet_ips(const json_t *interfaces, bool (*ours)(const void *arg, const char *mac),
+			const void *arg)
+{
+	GPtrArray *ips = g_ptr_array_new_with_free_func(g_free);
+	size_t i, j;
+	json_t *nic, *addr;
+
+	json_array_foreach(interfaces, i, nic)
+	{
+		const char *mac = mac_of(nic);
+
+		if (!mac || !ours(arg, mac))
+			continue;
+		json_array_foreach(json_object_get(nic, "ip-addresses"), j, addr)
+		{
+			const char *text = json_string_value(json_object_get(addr, "ip-address"));
+
+			if (text)
+				netaddr_add(ips, text);
+		}
+	}
+	return ips;
 }
 
 void guestnet_counters(GString *out, const char *name, const json_t *interface)

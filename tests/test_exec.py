@@ -315,8 +315,6 @@ NONSENSE = '{"return": {"exited": true, "exitcode": 1e99}}'
     (*on_qemu.values, '{"error": {"class": "GenericError", "desc": "no"}}', "", EIO),
     (*on_qemu.values, '{"return": {"pid": 99}}', COMPLAINT, EIO),
     (*on_qemu.values, '{"return": {"pid": 99}}', NONSENSE, None),
-    # libvirt is between: what it makes of such answers is its own affair.
-    (*on_libvirt.values, '{"return": {"pid": -5}}', "", (EIO, EPROTO, ETIMEDOUT)),
 ], indirect=["backend"])
 @pytest.mark.qemu
 def test_agent_that_lies(backend, answer, status, errno):
@@ -327,13 +325,81 @@ def test_agent_that_lies(backend, answer, status, errno):
     vm.wait("agent")
     with vm.job() as job:
         if errno:
-            with fails(*(errno if isinstance(errno, tuple) else (errno,))):
+            with fails(errno):
                 job.run("echo hello")
             vm.error()
             assert job.status == "new"
         else:
             job.run("echo hello")
             assert job.out() == b"" and job.status == "lost agent"
+    assert vm.state == "running"
+
+
+# What it answers is in files, and without one it does not.
+FREE_LIAR = """mkdir /a; (P=; for p in /sys/class/virtio-ports/*; do
+grep -q guest_agent $p/name && P=/dev/${p##*/}; done; exec 3<>$P; while :; do
+read -r l <&3 || { sleep 0.1; continue; }; case $l in
+*sync*) id=${l##*:}; printf '{"return": %s}\\n' "${id%%\\}*}" >&3;;
+*) c=${l#*execute*:*\\"}; c=/a/${c%%\\"*}; test -e $c && cat $c >&3;; esac; done) & :"""
+
+
+@libvirt_only
+def test_agent_that_says_anything(backend):
+    """Whatever it is: what is asked of the guest ends, with an errno and words that are true."""
+    vm = backend.vm(spec=backend.spec("vmfs.noagent"))
+    backend.up(vm)
+
+    def answers(command, how):
+        backend._shell(vm, f"{{ {how}; }} >/a/x && mv /a/x /a/{command}", "^DONE")
+
+    def answer(command, text):
+        answers(command, f"echo '{{\"return\": {text}}}'")
+
+    def refused(errno, *words):
+        with vm.job() as job:
+            with fails(errno):
+                job.run("echo hello")
+            vm.error(None, *words)
+            assert job.status == "new" and len(vm.read("error")) < 5000
+
+    backend._shell(vm, FREE_LIAR.replace("\n", " "), "^DONE")
+    vm.wait("agent")
+    # By now it has been asked that, and has said nothing.
+    mac = re.search("<mac address='(.*)'", vm.read("domain.xml"))[1]
+    answer("guest-network-get-interfaces", f"""[7, {{"hardware-address": 7}}, {{"hardware-address":
+"{mac.upper()}", "ip-addresses": [{{"ip-address": 9}}, [], {{"ip-address": "here"}},
+{{"ip-address": "10.9.8.7"}}], "statistics": {{"rx-bytes": "much", "tx-bytes": 77, "tx-packets": -1}}}}]"""
+           .replace("\n", " "))
+    assert get(vm / "wait/ip", timeout=60) == b"10.9.8.7\n"
+    net = [line for line in vm.read("stats").splitlines() if line.startswith("net.")]
+    assert net == ["net.eth0.tx_bytes 77"]
+    complaint = """echo '{"error": {"class": "GenericError", "desc": "no such luck"}}'"""
+    answers("guest-file-open", complaint)
+    for text in ("{}", '{"pid": -5}', '"x"'):
+        answer("guest-exec", text)
+        refused(EPROTO, "process id")
+    answers("guest-exec", complaint)
+    refused(EIO, "no such luck")
+    answers("guest-exec", """echo '{"return": "'$(printf %04300000d 0)'"}'""")
+    refused(EPROTO, "agent")
+    answer("guest-exec", '{"pid": 99}')
+    answers("guest-exec-status", """echo '{"return": {"exited": true, "err-data": "'$(printf %020000d 0)'"}}'""")
+    refused(EIO, "the guest cannot run it")
+    # It begins, and then its files are nothing that it could have written.
+    answer("guest-exec-status", '{"exited": false}')
+    answer("guest-file-write", "{}")
+    answer("guest-file-close", "{}")
+    answer("guest-file-open", "1000")
+    answer("guest-file-read", '{"buf-b64": ""}')
+    with vm.job() as job:
+        job.run("echo hello")  # has looked at it once
+        for part in ("[]", '{"buf-b64": "MAp4"}', '{"buf-b64": "MQpoZWxsbw=="}'):
+            answer("guest-file-read", part)
+        with open(job / "stdout", "rb", buffering=0) as out, deadline():
+            assert out.read(100) == b"hello"
+            answers("guest-exec-status", complaint)
+            assert out.read(100) == b""
+        assert job.status == "lost agent"
     assert vm.state == "running"
 
 

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <libvirt/libvirt-qemu.h>
+#include <libvirt/virterror.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +11,19 @@
 #include "vmfs/err.h"
 
 #define TIMEOUT_S 5
+
+/* An answer that is too long for libvirt's wire is no reason to believe that it is cut. */
+static void no_answer(virDomainPtr dom, GError **err)
+{
+	const bool cut = virGetLastErrorCode() != VIR_ERR_RPC;
+	g_autoptr(GError) e = NULL;
+
+	lv_error(&e, "the guest's agent");
+	if (cut || virConnectIsAlive(virDomainGetConnect(dom)) <= 0)
+		g_propagate_error(err, g_steal_pointer(&e));
+	else
+		(void)err_set(err, EPROTO, "%s", e->message);
+}
 
 json_t *lv_agent_ask(virDomainPtr dom, const char *command, json_t *args_take, GError **err)
 {
@@ -21,7 +35,7 @@ json_t *lv_agent_ask(virDomainPtr dom, const char *command, json_t *args_take, G
 	if (!text)
 		(void)err_set(err, EINVAL, "%s: its arguments are not JSON", command);
 	else if (!out)
-		lv_error(err, "the guest's agent");
+		no_answer(dom, err);
 	json_decref(msg);
 	free(text);
 	if (!out)

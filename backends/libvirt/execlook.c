@@ -150,7 +150,8 @@ static bool look_at_input(virDomainPtr dom, LvExecLook *l, GError **err)
 /* A part begins with its number and a newline. */
 static void take_part(LvLookOut *out, GByteArray *part_take)
 {
-	const guint8 *end = memchr(part_take->data, '\n', MIN(part_take->len, 24));
+	const guint8 *end =
+		part_take->len ? memchr(part_take->data, '\n', MIN(part_take->len, 24)) : NULL;
 	g_autofree char *number =
 		end ? g_strndup((char *)part_take->data, (gsize)(end - part_take->data)) : NULL;
 

@@ -7,6 +7,8 @@
  */
 #include <string.h>
 
+#include "backends/guestnet.h"
+#include "backends/libvirt/agent.h"
 #include "backends/libvirt/call.h"
 #include "backends/libvirt/xml.h"
 #include "vmfs/netaddr.h"
@@ -14,23 +16,46 @@
 #define FIRST_PAUSE_MS 100
 #define MAX_TRIES      9 /* the pauses double: some 30 s in all */
 
-static const unsigned sources[] = { VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE,
-				    VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT,
-				    VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_ARP };
-
 static void add_all(GPtrArray *out, const virDomainInterface *nic)
 {
 	for (unsigned i = 0; i < nic->naddrs; i++)
 		netaddr_add(out, nic->addrs[i].addr);
 }
 
-/* The agent tells of those too that only the guest has. */
-static bool is_ours(const GPtrArray *macs, const char *mac)
+static bool is_ours(const void *arg, const char *mac)
 {
+	const GPtrArray *macs = arg;
+
 	for (unsigned i = 0; mac && i < macs->len; i++)
 		if (!g_ascii_strcasecmp(macs->pdata[i], mac))
 			return true;
 	return false;
+}
+
+static GPtrArray *of_host(virDomainPtr dom, unsigned source, const GPtrArray *macs)
+{
+	GPtrArray *ips = g_ptr_array_new_with_free_func(g_free);
+	virDomainInterfacePtr *nics = NULL;
+	int n = virDomainInterfaceAddresses(dom, &nics, source, 0);
+
+	for (int i = 0; i < n; i++) {
+		if (is_ours(macs, nics[i]->hwaddr))
+			add_all(ips, nics[i]);
+		virDomainInterfaceFree(nics[i]);
+	}
+	free(nics);
+	return ips;
+}
+
+/* libvirt itself would wait for the agent for ever. It tells of those too that only the guest has.
+ */
+static GPtrArray *of_agent(virDomainPtr dom, const GPtrArray *macs)
+{
+	json_t *said = lv_agent_ask(dom, GUESTNET_COMMAND, NULL, NULL);
+	GPtrArray *ips = guestnet_ips(said, is_ours, macs);
+
+	json_decref(said);
+	return ips;
 }
 
 static bool work_ip(LvCall *c, GError **err)
@@ -40,17 +65,14 @@ static bool work_ip(LvCall *c, GError **err)
 
 	(void)err;
 	free(xml);
-	c->list = g_ptr_array_new_with_free_func(g_free);
-	for (unsigned s = 0; s < G_N_ELEMENTS(sources) && !c->list->len; s++) {
-		virDomainInterfacePtr *nics = NULL;
-		int n = virDomainInterfaceAddresses(c->dom, &nics, sources[s], 0);
-
-		for (int i = 0; i < n; i++) {
-			if (is_ours(macs, nics[i]->hwaddr))
-				add_all(c->list, nics[i]);
-			virDomainInterfaceFree(nics[i]);
-		}
-		free(nics);
+	c->list = of_host(c->dom, VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE, macs);
+	if (!c->list->len && c->guest) {
+		g_ptr_array_unref(c->list);
+		c->list = of_agent(c->dom, macs);
+	}
+	if (!c->list->len) {
+		g_ptr_array_unref(c->list);
+		c->list = of_host(c->dom, VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_ARP, macs);
 	}
 	return true;
 }
@@ -85,6 +107,7 @@ static void ask(void *arg)
 	c = lv_call_new(lv, work_ip, answered, NULL);
 	if (!c)
 		return;
+	c->guest = lv->base.vm->agent;
 	lv->ip_asked = true;
 	lv_call_send(c);
 }

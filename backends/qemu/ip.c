@@ -7,6 +7,7 @@
  */
 #include <string.h>
 
+#include "backends/guestnet.h"
 #include "backends/qemu/qemu.h"
 #include "vmfs/err.h"
 #include "vmfs/netaddr.h"
@@ -17,11 +18,18 @@
 
 static void ask(void *arg);
 
-static bool is_ours(const char *mac, const Spec *spec, unsigned id)
+typedef struct Own {
+	const Spec *spec;
+	unsigned id;
+} Own;
+
+static bool is_ours(const void *arg, const char *mac)
 {
-	for (guint i = 0; i < spec->nics->len; i++) {
-		const SpecNic *n = spec->nics->pdata[i];
-		g_autofree char *own = n->mac ? g_strdup(n->mac) : qemu_mac(id, 0);
+	const Own *o = arg;
+
+	for (guint i = 0; i < o->spec->nics->len; i++) {
+		const SpecNic *n = o->spec->nics->pdata[i];
+		g_autofree char *own = n->mac ? g_strdup(n->mac) : qemu_mac(o->id, 0);
 		/* Which number a nic has does not matter: that part is the VM's. */
 		const size_t len = n->mac ? strlen(own) : strlen(own) - 2;
 		if (!g_ascii_strncasecmp(mac, own, len))
@@ -30,30 +38,11 @@ static bool is_ours(const char *mac, const Spec *spec, unsigned id)
 	return false;
 }
 
-static const char *nic_mac(const json_t *nic)
-{
-	return json_string_value(json_object_get(nic, "hardware-address"));
-}
-
 GPtrArray *qemu_agent_ips(const json_t *interfaces, const Spec *spec, unsigned id)
 {
-	GPtrArray *ips = g_ptr_array_new_with_free_func(g_free);
-	size_t i, j;
-	json_t *nic, *addr;
+	const Own own = { spec, id };
 
-	json_array_foreach(interfaces, i, nic)
-	{
-		const char *mac = nic_mac(nic);
-		if (!mac || !is_ours(mac, spec, id))
-			continue;
-		json_array_foreach(json_object_get(nic, "ip-addresses"), j, addr)
-		{
-			const char *text = json_string_value(json_object_get(addr, "ip-address"));
-			if (text)
-				netaddr_add(ips, text);
-		}
-	}
-	return ips;
+	return guestnet_ips(interfaces, is_ours, &own);
 }
 
 static char *nic_at(const void *arg, const char *netdev)
@@ -141,8 +130,7 @@ static void ask(void *arg)
 		return;
 	}
 	q->ip_asked = true;
-	agent_request(q->agent, "guest-network-get-interfaces", NULL, false, AGENT_TIMEOUT_MS,
-		      agent_answered, q);
+	agent_request(q->agent, GUESTNET_COMMAND, NULL, false, AGENT_TIMEOUT_MS, agent_answered, q);
 }
 
 void qemu_ip_start(QemuVm *q)
