@@ -197,7 +197,11 @@ static void on_closed(void *arg, const GError *err)
 
 	line_free(g_steal_pointer(&q->line));
 	timer_stop(&q->timer);
-	q->ended = err_new(err_code(err), "the monitor: %s", err->message);
+	if (err_code(err) == ECONNRESET || err_code(err) == EPIPE)
+		q->ended =
+			err_new(EIO, "QEMU has closed its monitor: it has ended, or is about to");
+	else
+		q->ended = err_new(err_code(err), "the monitor: %s", err->message);
 	if (q->greeted)
 		q->timer = timer_start(QMP_GRACE_MS, grace_over, q);
 	else
