@@ -652,6 +652,18 @@ def test_guest_that_keeps_its_disk(lv, on, guest):
     assert disk.exists() and os.listdir(vm / "disks") == []
 
 
+def test_daemon_ends_while_libvirtd_is_away(lv, on):
+    """Then it takes its time to end, and LeakSanitizer looks at what is left."""
+    fs = on()
+    vm = fs.vm("web", "backend: libvirt\nmemory: 64MiB\n")
+    vm.do("start")
+    vm.write("console", "x", 0)  # it is connected
+    lv.kill()
+    until(lambda: vm.state == "unknown", "its host is away")
+    fs.stop()
+    lv.answers()
+
+
 @pytest.mark.qemu
 def test_console_that_virsh_has(lv, on, guest):
     """Only one client has it: that is told, and who looks after that has it."""

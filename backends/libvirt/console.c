@@ -21,14 +21,23 @@
 #define CONSOLE_LOG "console.log"
 
 struct LvConsole {
-	gatomicrefcount refs; /* the loop's, libvirt's, and one of each message on its way */
+	gatomicrefcount refs; /* the loop's, and one of each job and message on its way */
+	gsize tag;	      /* by which libvirt's thread finds it */
 	virStreamPtr stream;
 	LvVm *lv;    /* the loop's; NULL: dropped */
 	bool ready;  /* the loop's: it is listened to, and can be typed at */
 	gint posted; /* bytes; atomic */
 	GMutex lock;
-	GByteArray *typed; /* under the lock */
+	GByteArray *typed; /* under the lock, as what follows */
+	bool dropped;	   /* the stream may be gone */
 };
+
+/* libvirt does not tell, or not all versions of it do, when it calls a stream's callback no more:
+ * so that has no pointer, and what is not in here is not called. */
+static struct {
+	GMutex lock;
+	GHashTable *all; /* tag to LvConsole */
+} listening;
 
 typedef struct Message {
 	LvConsole *console;
@@ -46,6 +55,38 @@ static void console_unref(void *arg)
 	g_byte_array_unref(c->typed);
 	g_mutex_clear(&c->lock);
 	g_free(c);
+}
+
+static void begin_listening(LvConsole *c)
+{
+	static gsize last;
+
+	g_mutex_lock(&listening.lock);
+	if (!listening.all)
+		listening.all = g_hash_table_new(NULL, NULL);
+	c->tag = ++last;
+	g_hash_table_insert(listening.all, GSIZE_TO_POINTER(c->tag), c);
+	g_mutex_unlock(&listening.lock);
+}
+
+static void end_listening(const LvConsole *c)
+{
+	g_mutex_lock(&listening.lock);
+	(void)g_hash_table_remove(listening.all, GSIZE_TO_POINTER(c->tag));
+	g_mutex_unlock(&listening.lock);
+}
+
+/* A reference, or NULL. */
+static LvConsole *find(void *tag)
+{
+	LvConsole *c;
+
+	g_mutex_lock(&listening.lock);
+	c = g_hash_table_lookup(listening.all, tag);
+	if (c)
+		g_atomic_ref_count_inc(&c->refs);
+	g_mutex_unlock(&listening.lock);
+	return c;
 }
 
 /* ---- the log, which is in a directory of the VM's owner ---- */
@@ -141,12 +182,16 @@ static void send_typed(LvConsole *c)
 		post(c, NULL, 0, true);
 }
 
-static void on_stream(virStreamPtr stream, int events, void *arg)
+static void on_stream(virStreamPtr stream, int events, void *tag)
 {
-	LvConsole *c = arg;
+	LvConsole *c = find(tag);
 	char buf[CHUNK];
 	int n = 0;
 
+	if (!c) {
+		(void)virStreamEventRemoveCallback(stream);
+		return;
+	}
 	if (events & VIR_STREAM_EVENT_WRITABLE)
 		send_typed(c);
 	while (events & VIR_STREAM_EVENT_READABLE &&
@@ -158,9 +203,10 @@ static void on_stream(virStreamPtr stream, int events, void *arg)
 		(void)virStreamEventRemoveCallback(stream);
 		post(c, NULL, 0, false);
 	}
+	console_unref(c);
 }
 
-/* ---- in the pool ---- */
+/* ---- in the pool, where jobs of one console may overtake each other ---- */
 
 virStreamPtr lv_console_connect(virConnectPtr virt, virDomainPtr dom, GError **err)
 {
@@ -178,18 +224,22 @@ static void watch_job(void *arg)
 {
 	LvConsole *c = arg;
 
-	g_atomic_ref_count_inc(&c->refs);
-	if (virStreamEventAddCallback(c->stream, VIR_STREAM_EVENT_READABLE, on_stream, c,
-				      console_unref))
-		console_unref(c);
+	g_mutex_lock(&c->lock);
+	if (!c->dropped)
+		(void)virStreamEventAddCallback(c->stream, VIR_STREAM_EVENT_READABLE, on_stream,
+						GSIZE_TO_POINTER(c->tag), NULL);
+	g_mutex_unlock(&c->lock);
 }
 
 static void write_job(void *arg)
 {
 	LvConsole *c = arg;
 
-	(void)virStreamEventUpdateCallback(c->stream,
-					   VIR_STREAM_EVENT_READABLE | VIR_STREAM_EVENT_WRITABLE);
+	g_mutex_lock(&c->lock);
+	if (!c->dropped)
+		(void)virStreamEventUpdateCallback(c->stream, VIR_STREAM_EVENT_READABLE |
+								      VIR_STREAM_EVENT_WRITABLE);
+	g_mutex_unlock(&c->lock);
 }
 
 static void drop_job(void *stream)
@@ -197,6 +247,16 @@ static void drop_job(void *stream)
 	(void)virStreamEventRemoveCallback(stream);
 	(void)virStreamAbort(stream);
 	virStreamFree(stream);
+}
+
+static void end_job(void *arg)
+{
+	LvConsole *c = arg;
+
+	g_mutex_lock(&c->lock);
+	c->dropped = true;
+	g_mutex_unlock(&c->lock);
+	drop_job(c->stream);
 }
 
 static void job_done(void *arg)
@@ -242,6 +302,7 @@ void lv_console_begin(LvVm *lv, virStreamPtr stream_take)
 	c->typed = g_byte_array_new();
 	c->stream = stream_take;
 	c->lv = lv;
+	begin_listening(c);
 	lv->console = c;
 	if (lv->console_refused)
 		backend_fact(&lv->base, "console", NULL);
@@ -258,8 +319,8 @@ void lv_console_end(LvVm *lv)
 		return;
 	lv->console = NULL;
 	c->lv = NULL;
-	lv_console_drop(c->stream);
-	console_unref(c);
+	end_listening(c);
+	lv_close_work(end_job, job_done, c);
 }
 
 static bool work_connect(LvCall *c, GError **err)
@@ -307,25 +368,30 @@ void lv_console_want(LvVm *lv)
 
 static bool work_reconnect(LvCall *c, GError **err)
 {
-	drop_job(c->stream);
-	c->stream = NULL;
+	end_job(c->arg);
 	return work_connect(c, err);
+}
+
+static void reconnected(LvCall *c)
+{
+	console_unref(c->arg);
+	connected(c);
 }
 
 void lv_console_renew(LvVm *lv)
 {
 	LvConsole *old = lv->console;
-	LvCall *c = old ? lv_call_new(lv, work_reconnect, connected, NULL) : NULL;
+	LvCall *c = old ? lv_call_new(lv, work_reconnect, reconnected, NULL) : NULL;
 
 	if (!c) {
 		lv_console_end(lv);
 		return;
 	}
 	/* One after the other: libvirt refuses a second reader. */
-	c->stream = old->stream;
+	c->arg = old;
 	lv->console = NULL;
 	old->lv = NULL;
-	console_unref(old);
+	end_listening(old);
 	lv->connecting = true;
 	lv_call_send(c);
 }
