@@ -253,7 +253,7 @@ static void test_hang_up(void)
 	g_assert_true(s.ready);
 	g_assert_cmpstr(s.event, ==, "SHUTDOWN");
 	g_assert_cmpint(s.answers, ==, 1);
-	g_assert_cmpint(s.answer_code, ==, ECONNRESET);
+	g_assert_cmpint(s.answer_code, ==, EIO);
 	qmp_free(s.qmp);
 	peer_free(p);
 }
