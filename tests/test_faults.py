@@ -557,8 +557,9 @@ def test_vmm_that_dies_before_it_is_seen_to(misbehaving):
     fs, vm = misbehaving, misbehaving.machine
     fs.mode("dies")
     vm.do("start")
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises(OSError) as caught:
         vm.do("pause")
+    assert caught.value.errno == EIO
     assert vm.state == "crashed"
     fs.mode(None)
     vm.do("start")
