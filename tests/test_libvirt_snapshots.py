@@ -118,6 +118,17 @@ def test_names_and_files_are_no_import(foreign, domains, fs):
     other.error("EOPNOTSUPP", "db/snapshots/s1")
 
 
+def test_go_with_a_new_name(foreign, domains, fs):
+    vm = foreign
+    take(vm, "ours")
+    os.rename(vm.dir, fs.mnt / "db2")
+    vm.name = "db2"
+    assert names(vm) == ["ours"] and known(domains, "db2") == ["ours"]
+    vm.do("start")
+    vm.do("restore ours")
+    assert vm.state == "stopped" and fs.names() == ["db2"] and domains.domains() == ["db2"]
+
+
 def test_disks_that_can_hold_none(domains, fs, scratch):
     """It says what is needed."""
     raw = scratch / "raw"
