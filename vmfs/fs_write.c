@@ -308,7 +308,7 @@ int fs_truncate_handle(uint64_t fh, uint64_t size)
 	GByteArray *doc;
 	size_t old;
 
-	if (!h)
+	if (!h || !node_is_whole(h->ref.node))
 		return EBADF;
 	if (size > SPEC_MAX_TEXT)
 		return EFBIG;
