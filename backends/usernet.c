@@ -249,21 +249,23 @@ GPtrArray *usernet_present(const GPtrArray *rows, const SpecNic *nic)
 	return there;
 }
 
-static char *add_text(const char *netdev, const SpecPort *port, unsigned host_port)
+static char *add_text(const UsernetEnd *end, const SpecPort *port, unsigned host_port)
 {
-	return g_strdup_printf("hostfwd_add %s %s:%s:%u-:%u", netdev, port->udp ? "udp" : "tcp",
-			       port->address, host_port, port->guest_port);
+	return g_strdup_printf("hostfwd_add %s %s:%s:%u-%s:%u", end->netdev,
+			       port->udp ? "udp" : "tcp", port->address, host_port, end->guest,
+			       port->guest_port);
 }
 
-static char *remove_text(const char *netdev, const SpecPort *port, unsigned host_port)
+static char *remove_text(const UsernetEnd *end, const SpecPort *port, unsigned host_port)
 {
-	return g_strdup_printf("hostfwd_remove %s %s:%s:%u", netdev, port->udp ? "udp" : "tcp",
+	return g_strdup_printf("hostfwd_remove %s %s:%s:%u", end->netdev, port->udp ? "udp" : "tcp",
 			       port->address, host_port);
 }
 
-char *usernet_add_ssh(const char *netdev)
+char *usernet_add_ssh(const UsernetEnd *end)
 {
-	return g_strdup_printf("hostfwd_add %s tcp:127.0.0.1:0-:%d", netdev, SSH_PORT);
+	return g_strdup_printf("hostfwd_add %s tcp:127.0.0.1:0-%s:%d", end->netdev, end->guest,
+			       SSH_PORT);
 }
 
 static void move_free(void *arg)
@@ -284,19 +286,19 @@ static void add_move(GPtrArray *moves, char *forward_take, char *back_take)
 	g_ptr_array_add(moves, m);
 }
 
-static void plan_new(GPtrArray *moves, const char *netdev, const SpecNic *have, const SpecNic *want,
-		     bool picked)
+static void plan_new(GPtrArray *moves, const UsernetEnd *end, const SpecNic *have,
+		     const SpecNic *want, bool picked)
 {
 	for (guint i = 0; i < want->ports->len; i++) {
 		const SpecPort *port = want->ports->pdata[i];
 
 		if (picked == !port->host_port && is_extra(want->ports, i, have->ports))
-			add_move(moves, add_text(netdev, port, port->host_port),
-				 picked ? NULL : remove_text(netdev, port, port->host_port));
+			add_move(moves, add_text(end, port, port->host_port),
+				 picked ? NULL : remove_text(end, port, port->host_port));
 	}
 }
 
-GPtrArray *usernet_plan(const GPtrArray *rows, const char *netdev, const SpecNic *have,
+GPtrArray *usernet_plan(const GPtrArray *rows, const UsernetEnd *end, const SpecNic *have,
 			const SpecNic *want)
 {
 	GPtrArray *moves = g_ptr_array_new_with_free_func(move_free);
@@ -310,12 +312,12 @@ GPtrArray *usernet_plan(const GPtrArray *rows, const char *netdev, const SpecNic
 		if (!host_port)
 			host_port = usernet_port(rows, have, port);
 		if (host_port)
-			add_move(moves, remove_text(netdev, port, host_port),
-				 add_text(netdev, port, host_port));
+			add_move(moves, remove_text(end, port, host_port),
+				 add_text(end, port, host_port));
 	}
 	/* What the system picks a port for does not fail, and could not be named to undo it. */
-	plan_new(moves, netdev, have, want, false);
-	plan_new(moves, netdev, have, want, true);
+	plan_new(moves, end, have, want, false);
+	plan_new(moves, end, have, want, true);
 	return moves;
 }
 

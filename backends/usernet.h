@@ -48,11 +48,17 @@ typedef struct UsernetMove {
 	char *forward, *back;
 } UsernetMove;
 
+/* Where a nic's forwards end: its netdev, and the guest's address; "": the first of that network.
+ */
+typedef struct UsernetEnd {
+	const char *netdev, *guest;
+} UsernetEnd;
+
 /* From the forwards that the nic has to those that it is to have, of UsernetMove: those that go
  * first, for one that comes may want their port. */
-GPtrArray *usernet_plan(const GPtrArray *rows, const char *netdev, const SpecNic *have,
+GPtrArray *usernet_plan(const GPtrArray *rows, const UsernetEnd *end, const SpecNic *have,
 			const SpecNic *want);
 /* Forward a free port of 127.0.0.1 to the guest's ssh server. Owned by the caller. */
-char *usernet_add_ssh(const char *netdev);
+char *usernet_add_ssh(const UsernetEnd *end);
 /* What went wrong by what was said to such a line; NULL: nothing. `uid`: whose QEMU it is. */
 GError *usernet_error(const char *key, const UsernetMove *m, const char *said, uid_t uid);

@@ -454,6 +454,11 @@ def test_identity(qemu, fs):
     c1.wait("agent", 60)
     with c1.job("cat /sys/class/net/eth0/address; hostname") as job:
         assert job.out().decode().split() == [mac, "c1"]
+    # Some guests ask for a new lease then, as systemd-networkd does.
+    with c1.job("kill $(cat /run/udhcpc.eth0.pid); udhcpc -nqi eth0 -s /lib/guest/dhcp; "
+                "ip -4 -o addr show eth0") as job:
+        assert f"{qemu.ip}/" in job.out().decode()
+    assert c1.wait("ssh", 60) == c1.status["port.eth0.22"]
     assert c1.wait("ip", 60).split()[0] == qemu.ip
     ports = [vm.status["port.eth0.22"] for vm in (base, c1)]
     assert ports[0] != ports[1]

@@ -88,7 +88,7 @@ static bool set_nic(const LvCall *c, GHashTable *netdevs, const SpecNic *have, c
 	if (!netdev)
 		return err_set(err, EOPNOTSUPP, "%s: libvirt forwards no ports of this one", key);
 	now.ports = there = usernet_present(rows, have);
-	moves = usernet_plan(rows, netdev, &now, want);
+	moves = usernet_plan(rows, &(UsernetEnd){ netdev, "" }, &now, want);
 	return carry_out(c, key, moves, all, err);
 }
 
@@ -189,7 +189,7 @@ bool lv_ports_ssh(LvCall *c, GError **err)
 	there = c->list ? usernet_ssh(c->list, "") : NULL;
 	if (!c->list || there)
 		return c->list;
-	line = usernet_add_ssh(netdev);
+	line = usernet_add_ssh(&(UsernetEnd){ netdev, "" });
 	said = lv_hmp(c->dom, line, err);
 	if (!said)
 		return false;

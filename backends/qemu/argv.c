@@ -23,6 +23,8 @@
 
 #define MAX_BRIDGES  8
 #define MAX_SLOT     (MAX_BRIDGES * QEMU_BRIDGE_SLOTS - 1)
+#define LAST_OF_IP   15	  /* of QEMU_GUEST_IP */
+#define MAX_MET	     11	  /* below are those of the network itself */
 #define FIRST_BRIDGE 0x1e /* its slot on the root bus; others are below */
 
 typedef struct Build {
@@ -327,6 +329,21 @@ static void add_seed(const Build *b)
 	    "virtio-blk-%s,id=" QEMU_SEED_ID ",drive=" QEMU_SEED_ID ",serial=cidata%s", b->bus, at);
 }
 
+/*
+ * slirp keeps a list of MAC addresses, of which the first has the first address and so on, and it
+ * is saved with the memory: where the guest of a clone asks with its own one, the first address is
+ * one lower, so that it is given the address that it has, and to which the forwards lead.
+ */
+static void add_first_lease(const Build *b, const SpecNic *n, GString *options)
+{
+	g_autofree char *id = g_strconcat(QEMU_LEASE_ID, n->name, NULL);
+	const int met = qemu_slot(b->in->slots, id);
+
+	if (met > 0)
+		g_string_append_printf(options, ",dhcpstart=10.0.2.%d",
+				       LAST_OF_IP - MIN(met, MAX_MET));
+}
+
 static void add_nic(const Build *b, const SpecNic *n)
 {
 	g_autofree char *number = g_strconcat(QEMU_MAC_ID, n->name, NULL);
@@ -337,9 +354,11 @@ static void add_nic(const Build *b, const SpecNic *n)
 
 	for (guint i = 0; !b->in->making && i < n->ports->len; i++) {
 		const SpecPort *p = n->ports->pdata[i];
-		g_string_append_printf(fwd, ",hostfwd=%s:%s:%u-:%u", p->udp ? "udp" : "tcp",
-				       p->address, p->host_port, p->guest_port);
+		g_string_append_printf(fwd, ",hostfwd=%s:%s:%u-" QEMU_GUEST_IP ":%u",
+				       p->udp ? "udp" : "tcp", p->address, p->host_port,
+				       p->guest_port);
 	}
+	add_first_lease(b, n, fwd);
 	add(b, "-netdev", "user,id=" QEMU_NET_PREFIX "%s%s", n->name, fwd->str);
 	/* No boot ROM: nothing boots from the network, and loading it costs a millisecond. */
 	add(b, "-device", "virtio-net-%s,id=%s,netdev=" QEMU_NET_PREFIX "%s,mac=%s%s%s", b->bus, id,
@@ -403,12 +422,14 @@ int qemu_slot(GHashTable *slots, const char *id)
 	return g_hash_table_lookup_extended(slots, id, NULL, &value) ? GPOINTER_TO_INT(value) : -1;
 }
 
-typedef enum SlotKind { SLOT_PCI, SLOT_MAC, SLOT_TARGET } SlotKind;
+typedef enum SlotKind { SLOT_PCI, SLOT_MAC, SLOT_LEASE, SLOT_TARGET } SlotKind;
 
 static SlotKind slot_kind(const char *id)
 {
 	if (g_str_has_prefix(id, QEMU_MAC_ID))
 		return SLOT_MAC;
+	if (g_str_has_prefix(id, QEMU_LEASE_ID))
+		return SLOT_LEASE;
 	return g_str_has_prefix(id, QEMU_TARGET_ID) ? SLOT_TARGET : SLOT_PCI;
 }
 
@@ -437,6 +458,20 @@ static void take_slot(GHashTable *slots, const char *prefix, const char *name)
 	while (is_taken(slots, slot, slot_kind(id)))
 		slot++;
 	g_hash_table_insert(slots, id, GINT_TO_POINTER(slot));
+}
+
+void qemu_slots_cloned(GHashTable *slots, const Spec *spec)
+{
+	for (guint i = 0; i < spec->nics->len; i++) {
+		const SpecNic *n = spec->nics->pdata[i];
+		char *id = g_strconcat(QEMU_LEASE_ID, n->name, NULL);
+		const int met = qemu_slot(slots, id);
+
+		if (n->mac)
+			g_free(id);
+		else
+			g_hash_table_insert(slots, id, GINT_TO_POINTER(MAX(met, 0) + 1));
+	}
 }
 
 GHashTable *qemu_slots_new(void)

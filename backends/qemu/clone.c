@@ -453,6 +453,8 @@ void qemu_clone_args(const QemuClone *c, QemuArgs *args)
 {
 	args->incoming = c->has_memory;
 	args->making = c->making;
+	if (c->has_memory && !c->making)
+		qemu_slots_cloned(args->slots, args->spec);
 }
 
 bool qemu_clone_running(const Start *s)

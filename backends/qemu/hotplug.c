@@ -236,19 +236,23 @@ static QmpSlot *remove_back_end(QemuVm *q, const char *id, QmpFn fn)
 	return qmp_execute(q->qmp, "blockdev-del", one_arg("node-name", file), fn, q);
 }
 
+static void forget_slot(QemuVm *q, const char *prefix, const char *name)
+{
+	g_autofree char *id = g_strconcat(prefix, name, NULL);
+
+	g_hash_table_remove(q->slots, id);
+}
+
 static void forget_slots(QemuVm *q, const char *id)
 {
+	const char *name = strchr(id, '-') + 1;
+
 	g_hash_table_remove(q->slots, id);
-	if (g_str_has_prefix(id, QEMU_DISK_ID)) {
-		g_autofree char *target =
-			g_strconcat(QEMU_TARGET_ID, id + strlen(QEMU_DISK_ID), NULL);
-
-		g_hash_table_remove(q->slots, target);
-	}
+	if (g_str_has_prefix(id, QEMU_DISK_ID))
+		forget_slot(q, QEMU_TARGET_ID, name);
 	if (g_str_has_prefix(id, QEMU_NIC_ID)) {
-		g_autofree char *mac = g_strconcat(QEMU_MAC_ID, id + strlen(QEMU_NIC_ID), NULL);
-
-		g_hash_table_remove(q->slots, mac);
+		forget_slot(q, QEMU_MAC_ID, name);
+		forget_slot(q, QEMU_LEASE_ID, name);
 	}
 	backend_changed(&q->base);
 }

@@ -115,7 +115,7 @@ static void usernet_answered(void *arg, const json_t *result, const GError *err)
 				      : err_new(EPROTO, "QEMU does not tell its forwards"));
 		return;
 	}
-	p->moves = usernet_plan(rows, netdev, p->have, p->want);
+	p->moves = usernet_plan(rows, &(UsernetEnd){ netdev, QEMU_GUEST_IP }, p->have, p->want);
 	next(p);
 }
 

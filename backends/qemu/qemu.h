@@ -40,9 +40,13 @@
 /* Controllers, which come with the first device that needs one. */
 #define QEMU_SCSI_ID "scsi0"
 #define QEMU_USB_ID  "usb0"
-/* In the slots, numbers of another kind: of a nic, for its address; of a disk's SCSI target. */
+/* In the slots, numbers of another kind: of a nic, for its address, and how many addresses its
+ * network has met before that one; of a disk's SCSI target. */
 #define QEMU_MAC_ID    "mac-"
+#define QEMU_LEASE_ID  "lease-"
 #define QEMU_TARGET_ID "scsi-"
+
+#define QEMU_GUEST_IP "10.0.2.15" /* on a user network */
 
 #define QEMU_BRIDGE_SLOTS 31
 #define QEMU_UEFI_VARS	  "uefi-vars.fd"
@@ -104,6 +108,8 @@ GHashTable *qemu_slots_new(void);
 /* Give places to the devices that have none, in in->slots. */
 void qemu_slots_fill(const QemuArgs *in);
 int qemu_slot(GHashTable *slots, const char *id); /* -1: none */
+/* The networks of these have met the guest with another address. */
+void qemu_slots_cloned(GHashTable *slots, const Spec *spec);
 /* For what is stored, and back: damaged text gives fewer. */
 char *qemu_slots_text(GHashTable *slots, unsigned bridges);
 GHashTable *qemu_slots_parse(const char *text, unsigned *ret_bridges);

@@ -122,7 +122,7 @@ static void usernet_answered(void *arg, const json_t *result, const GError *err)
 				     "port 22"));
 	} else {
 		g_autofree char *netdev = g_strconcat(QEMU_NET_PREFIX, nic->name, NULL);
-		g_autofree char *line = usernet_add_ssh(netdev);
+		g_autofree char *line = usernet_add_ssh(&(UsernetEnd){ netdev, QEMU_GUEST_IP });
 
 		s->forwarded = true;
 		ask_monitor(s, line, forwarded);
