@@ -6,11 +6,15 @@
 
 #include "vmfs/err.h"
 
-#define DOUBT_MS    3000 /* that a job may take without a doubt */
-#define PING_MS	    3000 /* that an answer to a ping may take */
-#define MAX_PINGING 16	 /* hosts at once */
-#define MAX_SLOW    8	 /* at once, of all hosts */
-#define MAX_GUESTS  32	 /* that are waited for at once, of all hosts */
+#define DOUBT_MS       3000 /* that a job may take without a doubt */
+#define PING_MS	       3000 /* that an answer to a ping may take */
+#define MAX_PINGING    16   /* hosts at once */
+#define MAX_SLOW       8    /* at once, of all hosts */
+#define FIRST_NUDGE_MS 20   /* after the last call has begun */
+#define LAST_NUDGE_MS  640
+#define MAX_NUDGES     2  /* of a host, that are not answered */
+#define MAX_NUDGING    8  /* at once, of all hosts */
+#define MAX_GUESTS     32 /* that are waited for at once, of all hosts */
 
 /* ---- does it answer? ---- */
 
@@ -22,6 +26,16 @@ typedef struct Ping {
 } Ping;
 
 static void doubt(void *arg);
+
+static Ping *ping_new(LvHost *lh)
+{
+	Ping *p = g_new0(Ping, 1);
+
+	p->tag = lv_host_tag(lh);
+	p->virt = lh->virt;
+	(void)virConnectRef(p->virt);
+	return p;
+}
 
 static void ping_job(void *arg)
 {
@@ -56,20 +70,50 @@ static void doubt(void *arg)
 {
 	static Pool *pool;
 	LvHost *lh = arg;
-	Ping *p;
 
 	lh->doubt = NULL;
 	if (!lh->virt || !lh->outstanding)
 		return;
 	if (!pool)
 		pool = pool_new(MAX_PINGING);
-	p = g_new0(Ping, 1);
-	p->tag = lv_host_tag(lh);
-	p->virt = lh->virt;
-	(void)virConnectRef(p->virt);
 	lh->pinged = true;
 	lh->doubt = timer_start(PING_MS, silent, lh);
-	pool_work(pool, ping_job, ponged, p);
+	pool_work(pool, ping_job, ponged, ping_new(lh));
+}
+
+/* ---- libvirt's client has to be woken ---- */
+
+/*
+ * The first of several calls on a connection reads the socket for all, and each that follows wakes
+ * it, to be sent. In libvirt 9.0 that is lost where the first has not begun to wait yet: the call
+ * is sent when something comes, which may be the end of a call that waits for a guest. One more
+ * call wakes it again.
+ */
+static void nudged(void *arg)
+{
+	g_autofree Ping *p = arg;
+	LvHost *lh = lv_host_at(p->tag);
+
+	if (lh)
+		lh->nudges--;
+}
+
+static void nudge(void *arg)
+{
+	static Pool *pool;
+	LvHost *lh = arg;
+
+	lh->nudge = NULL;
+	if (!lh->virt || !lh->outstanding)
+		return;
+	lh->nudge_ms = MIN(2 * lh->nudge_ms, LAST_NUDGE_MS);
+	lh->nudge = timer_start(lh->nudge_ms, nudge, lh);
+	if (lh->nudges == MAX_NUDGES)
+		return;
+	if (!pool)
+		pool = pool_new(MAX_NUDGING);
+	lh->nudges++;
+	pool_work(pool, ping_job, nudged, ping_new(lh));
 }
 
 void lv_host_trust(LvHost *lh)
@@ -83,6 +127,9 @@ static void begin(LvHost *lh)
 	lh->outstanding++;
 	if (!lh->doubt)
 		lh->doubt = timer_start(DOUBT_MS, doubt, lh);
+	timer_stop(&lh->nudge);
+	lh->nudge_ms = FIRST_NUDGE_MS;
+	lh->nudge = timer_start(lh->nudge_ms, nudge, lh);
 }
 
 void lv_host_work(LvHost *lh, void (*work)(void *job), void (*done)(void *job), void *job)
@@ -116,8 +163,10 @@ void lv_host_worked(const void *tag)
 	LvHost *lh = lv_host_at(tag);
 
 	/* It answers: that is all there was to know. */
-	if (lh && !--lh->outstanding)
-		lv_host_trust(lh);
+	if (!lh || --lh->outstanding)
+		return;
+	lv_host_trust(lh);
+	timer_stop(&lh->nudge);
 }
 
 /* ---- calls ---- */

@@ -298,7 +298,8 @@ void lv_host_away(LvHost *lh, char *why)
 	lh->attempt++; /* what the old connection still says is of no interest */
 	close_later(g_steal_pointer(&lh->virt));
 	lv_host_trust(lh);
-	lh->outstanding = 0;
+	lh->outstanding = lh->nudges = 0;
+	timer_stop(&lh->nudge);
 	lv_look_no_more(lh);
 	lv_net_away(lh);
 	show_all(lh, (LvState){ VM_UNKNOWN, "host-away" });
@@ -364,6 +365,7 @@ void lv_host_close(Host *host)
 		registry_vanish(foreign->pdata[i]);
 	host->link = NULL;
 	timer_stop(&lh->retry);
+	timer_stop(&lh->nudge);
 	lv_host_trust(lh);
 	lv_look_no_more(lh);
 	lv_net_away(lh);

@@ -44,6 +44,8 @@ typedef struct LvHost {
 	unsigned outstanding; /* jobs that have not come back */
 	Timer *doubt;	      /* until it is asked whether it is there at all, or has to be */
 	bool pinged;
+	Timer *nudge; /* until libvirt's client is woken */
+	unsigned nudge_ms, nudges;
 
 	/* networks.c */
 	GQueue net_jobs; /* one after the other: the first is under way */
