@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lib.backends import Qemu
-from lib.util import exists, fails, until
+from lib.util import exists, fails, unmount_disk, until
 from test_snapshots import data, get_word, put_word, take
 
 FROM = "from: web1/snapshots/golden\n"
@@ -668,7 +668,7 @@ def cramped(scratch):
                       check=False).returncode:
         pytest.skip("may not mount a file system")
     yield scratch
-    subprocess.run(["umount", scratch], check=True)
+    unmount_disk(scratch)
 
 
 @pytest.mark.qemu

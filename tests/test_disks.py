@@ -13,7 +13,7 @@ import pytest
 from lib.backends import on_libvirt, real
 from lib.guest import run, started
 from lib.libvirtd import Libvirtd, missing
-from lib.util import exists, fails, until
+from lib.util import exists, fails, unmount_disk, until
 
 MIB = 1 << 20
 
@@ -435,7 +435,7 @@ def tiny(scratch):
     """A file system of 1 MiB."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", scratch], check=True)
     yield scratch
-    subprocess.run(["umount", scratch], check=True)
+    unmount_disk(scratch)
 
 
 @qemu_only

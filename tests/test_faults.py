@@ -18,7 +18,7 @@ import pytest
 
 from lib.backends import Sim
 from lib.faults import VMM, Faults, survived
-from lib.util import alive, processes, put, until
+from lib.util import alive, processes, put, unmount_disk, until
 
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 
@@ -435,7 +435,7 @@ def test_full_disk(box):
         vm.write("spec.yaml", "backend: sim\ncpus: 3\n")
     finally:
         fs.stop()
-        subprocess.run(["umount", box.state], check=True)
+        unmount_disk(box.state)
 
 
 # What the kernel refuses

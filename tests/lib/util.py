@@ -93,6 +93,11 @@ def mounts():
     return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
+def unmount_disk(path):
+    """As soon as the last process that was killed has let go of it."""
+    until(lambda: not subprocess.run(["umount", path], check=False).returncode, f"{path} is free")
+
+
 def processes(word):
     """Pids of the other processes that have this word in their command line."""
     found = set()
