@@ -10,6 +10,7 @@ import pytest
 from lib.backends import real
 from lib.guest import run, started
 from lib.util import fails, until
+from test_snapshots import take
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHf0000000000000000000000000000000000000000 me@host"
 SECRET = "hunter2-correct-horse"
@@ -227,6 +228,12 @@ def debian():
     return dict(line.split("=", 1) for line in out.splitlines())
 
 
+def leases(vm):
+    vm.wait("agent", 60)
+    with vm.job("journalctl -b -u systemd-networkd") as job:
+        return re.findall(r"DHCPv4 address ([0-9.]+)", job.out().decode())
+
+
 @pytest.mark.qemu
 @pytest.mark.slow
 def test_debian(fs, debian, scratch):
@@ -256,7 +263,7 @@ cloud_init:
     - echo ran >> /var/ran
 """)
 
-    def ssh(command):
+    def ssh(command, vm=vm):
         port = vm.status["port.eth0.22"].rpartition(":")[2]
         return fs.sh(f"ssh -p {port} -i {scratch}/key -o StrictHostKeyChecking=no -o BatchMode=yes "
                      f"-o UserKnownHostsFile=/dev/null debian@127.0.0.1 '{command}'").stdout.strip()
@@ -272,5 +279,15 @@ cloud_init:
     vm.do("start")
     assert vm.wait("cloud-init", 600) == "done"
     assert ssh("cat /var/ran") == "ran"
+    before = leases(vm)
+    take(vm, "golden")
+    clone = fs.vm("deb2", "from: deb1/snapshots/golden\n")
+    clone.do("start")
+    # Its networkd asks for an address as soon as it has another MAC.
+    until(lambda: len(leases(clone)) > len(before), "a lease of its own", 120)
+    assert before[-1] == leases(clone)[-1] == "10.0.2.15"
+    assert clone.wait("ssh", 120) == clone.status["port.eth0.22"]
+    assert ssh("hostname", clone) == "deb2"
+    clone.do("kill")
     vm.do("stop 120")
     assert vm.status.get("reason") == "guest-shutdown"
