@@ -364,7 +364,8 @@ def test_pending_is_what_differs_and_no_more(lv, on, guest):
         vm.write("spec.yaml", text.replace("128MiB", f"{memory}MiB"))
         assert vm.read("pending") == "memory\n"
         seen.expect("MODIFY|CLOSE_WRITE")
-    until(lambda: "98304" in vm.read("domain.xml"), "libvirt's own has been looked at")
+    until(lambda: exists(vm / "domain.xml") and "98304" in vm.read("domain.xml"),
+          "libvirt's own has been looked at")
     assert vm.read("pending") == "memory\n"
     assert vm.spec == text.replace("128MiB", "96MiB")
 
