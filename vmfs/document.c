@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Commits of spec.yaml. Parsing is quick and done on the loop; looking at paths may hang on a dead
- * file server, so it is done in the pool, with the writer's credentials, and given up after
- * two seconds: rename(2) waits for it with the directory locked.
+ * file server, so it is done in the pool, with the writer's credentials, and given up after a
+ * second: rename(2) waits for it with the directory locked.
  */
 #include "vmfs/document.h"
 
@@ -24,7 +24,7 @@
 #include "vmfs/store.h"
 #include "vmfs/waitq.h"
 
-#define PATHS_DEADLINE_MS 2000
+#define PATHS_DEADLINE_MS 1000
 #define APPLY_DEADLINE_MS 800 /* that a commit waits for what runs to follow it */
 
 static char *mountpoint;

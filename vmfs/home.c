@@ -6,7 +6,7 @@
 #include "vmfs/err.h"
 #include "vmfs/loop.h"
 
-#define DEADLINE_MS 2000 /* a busy libvirtd that writes to a busy disk takes one */
+#define DEADLINE_MS 1000
 
 typedef struct Order {
 	Vm *vm;		/* a reference */

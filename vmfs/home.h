@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What is done to a VM that a hypervisor has in its books has to be done there first. Whoever waits
- * for that holds a lock of the kernel's, so it is given up after two seconds (ETIMEDOUT). A
- * VM that is in no books is done at once.
+ * for that holds a lock of the kernel's, so it is given up after a second (ETIMEDOUT). A VM that
+ * is in no books is done at once.
  */
 #pragma once
 
