@@ -4,6 +4,7 @@
  * in the directory of its socket. Any thread.
  */
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -53,13 +54,12 @@ pid_t lv_pid(virDomainPtr dom)
 	char *text = virConnectGetURI(virDomainGetConnect(dom));
 	g_autofree char *dir = text ? run_dir(text) : NULL;
 	const char *name = virDomainGetName(dom);
-	pid_t pid = 0;
+	pid_t pid;
 
 	free(text);
-	if (dir && name && !strchr(name, '/'))
-		pid = read_pid(dir, "qemu", name);
+	if (!dir || !name || strchr(name, '/'))
+		return 0;
+	pid = read_pid(dir, "qemu", name);
 	/* Where a user's own libvirtd has them. */
-	if (dir && name && !strchr(name, '/') && !pid)
-		pid = read_pid(dir, "qemu/run", name);
-	return pid;
+	return pid ? pid : read_pid(dir, "qemu/run", name);
 }
