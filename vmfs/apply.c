@@ -125,8 +125,8 @@ void vm_apply_ended(Vm *vm, const Op *op)
 		take(vm, c->want);
 	if (vm->next_op) /* which ends it, as a rule */
 		g_clear_pointer(&vm->to_apply, g_ptr_array_unref);
-	else if (vm->apply_later || (op_kind(op) == OP_WAKE && !op_error(op)))
-		vm_apply(vm); /* what was changed while it slept, too */
+	else if (vm->apply_later)
+		vm_apply(vm);
 	else
 		apply_next(vm);
 }

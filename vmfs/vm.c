@@ -274,7 +274,8 @@ void vm_refresh_state(Vm *vm)
 
 void vm_push_state(Vm *vm, VmState state, const char *reason)
 {
-	const bool resumes = vm->pushed == VM_PAUSED && state == VM_RUNNING;
+	const bool resumes =
+		(vm->pushed == VM_PAUSED || vm->pushed == VM_ASLEEP) && state == VM_RUNNING;
 	unsigned changes = 0;
 
 	if (g_strcmp0(vm->reason, reason)) {
